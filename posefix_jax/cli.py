@@ -1,0 +1,110 @@
+"""The `posefix` command. Imports a job, and all it needs, only when that job is asked for."""
+
+import sys
+
+from posefix_jax.types import PosefixError, nearest_names
+
+_JOBS = {
+    "refine": "make the poses of a results file better",
+    "evaluate": "score a results file, or two against each other",
+    "prepare": "turn annotations and photographs into training shards",
+    "train": "train a refiner from a config",
+    "ship": "write a trained refiner as a small checkpoint of its own",
+    "demo": "refine a few people in sample photographs and show it",
+}
+
+_HELP = f"""posefix: refine human poses (PoseFix, in JAX)
+
+usage: posefix JOB [options]
+
+{chr(10).join(f"  {name:9s} {what}" for name, what in _JOBS.items())}
+
+posefix JOB --help lists the options of a job."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, or 2 for a mistake of the user's."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_HELP)
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("posefix-jax"))
+        return 0
+    job, rest = arguments[0], arguments[1:]
+    try:
+        if job not in _JOBS:
+            raise PosefixError(f"unknown job {job!r}: {nearest_names(job, _JOBS)}")
+        return globals()[f"_{job}"](rest)
+    except PosefixError as error:
+        print(f"posefix: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("posefix: interrupted; the same command goes on from where it was", file=sys.stderr)
+        return 130
+
+
+def _parse(options, rest: list[str], job: str, **more):
+    import tyro
+
+    return tyro.cli(options, args=rest, prog=f"posefix {job}", **more)
+
+
+def _refine(rest: list[str]) -> int:
+    from posefix_jax.refine import RefineOptions, refine, summary_of
+
+    options = _parse(RefineOptions, rest, "refine")
+    print(summary_of(refine(options), options.out))
+    return 0
+
+
+def _evaluate(rest: list[str]) -> int:
+    from posefix_jax.evaluate import EvaluateOptions, evaluate, table_of
+
+    if rest and not rest[0].startswith("-"):
+        rest = ["--results", *rest]
+    print(table_of(evaluate(_parse(EvaluateOptions, rest, "evaluate"))))
+    return 0
+
+
+def _prepare(rest: list[str]) -> int:
+    from posefix_jax.prepare import PrepareOptions, prepare, summary_of
+
+    options = _parse(PrepareOptions, rest, "prepare")
+    print(summary_of(prepare(options)))
+    return 0
+
+
+def _train(rest: list[str]) -> int:
+    from posefix_jax.config import Config, load_preset
+
+    if not rest or rest[0].startswith("-"):
+        if rest and rest[0] in ("-h", "--help"):
+            _parse(Config, rest, "train CONFIG.py", default=Config())
+        raise PosefixError("train needs a config file first: posefix train configs/NAME.py [--field value ...]")
+    config = _parse(Config, rest[1:], f"train {rest[0]}", default=load_preset(rest[0]))
+
+    from posefix_jax.train import train
+
+    train(config)
+    return 0
+
+
+def _ship(rest: list[str]) -> int:
+    from posefix_jax.ship import ShipOptions, ship
+
+    print(ship(_parse(ShipOptions, rest, "ship")))
+    return 0
+
+
+def _demo(rest: list[str]) -> int:
+    from posefix_jax.demo import DemoOptions, demo
+
+    print(demo(_parse(DemoOptions, rest, "demo")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""A training run as data: composes the parameter dataclasses, loads a preset, writes JSON."""
+
+import dataclasses
+import json
+import runpy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from posefix_jax.augment import AugmentConfig
+from posefix_jax.models import DecodeConfig, ModelConfig
+from posefix_jax.optimizer import OptimizerConfig
+from posefix_jax.step import InputConfig
+from posefix_jax.types import PosefixError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read."""
+
+    train: tuple[str, ...] = ()
+    """folders that `posefix prepare` wrote, read as one"""
+    validation: tuple[str, ...] = ()
+    """prepared folders to evaluate on; none for no validation"""
+    batch_size: int = 128
+    """samples a step, over all devices and hosts"""
+    threads: int = 8
+    """reading and decoding threads a process"""
+    labelled_share: float = 0.1
+    """a joint counts as trained if at least this share of the people has it labelled"""
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.threads < 1:
+            raise PosefixError(
+                f"data.batch_size and data.threads must be positive, found {self.batch_size}, {self.threads}"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    out: str = "runs/posefix"
+    """folder of the run: checkpoints, metrics, pictures; the same command goes on where it stopped"""
+    seed: int = 0
+    """of weights, data order, augmentation and errors"""
+    epochs: float = 140.0
+    """passes over the training people (140: paper, section 6)"""
+    errors: str = "paper"
+    """error model: paper, or a JSON file"""
+    init: str = ""
+    """refiner checkpoint to start the weights from; sizes of crop may differ"""
+    save_every: int = 1000
+    """steps between checkpoints; one more at the end"""
+    validate_every: int = 1000
+    """steps between validations; one more at the end"""
+    log_every: int = 50
+    """steps between lines of metrics"""
+    keep: int = 2
+    """checkpoints kept"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    inputs: InputConfig = field(default_factory=InputConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+    def __post_init__(self):
+        for name in ("save_every", "validate_every", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise PosefixError(f"{name} must be positive, found {getattr(self, name)}")
+        if self.epochs <= 0:
+            raise PosefixError(f"epochs must be positive, found {self.epochs}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def load_preset(path: str | Path) -> Config:
+    """The `Config` that a preset file's `config()` returns.
+
+    Raises:
+      PosefixError: no such file, or it does not define `config() -> Config`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PosefixError(f"{path}: no such config file; the presets are in configs/")
+    try:
+        make = runpy.run_path(str(path)).get("config")
+        config = make() if callable(make) else None
+    except PosefixError:
+        raise
+    except Exception as error:
+        raise PosefixError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise PosefixError(f"{path}: expected it to define config() returning a posefix_jax.Config")
+    return config

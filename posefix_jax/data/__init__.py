@@ -1,0 +1,1 @@
+"""Formats in and out, person records, the input pipeline. No jax."""

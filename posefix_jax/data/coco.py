@@ -1,0 +1,177 @@
+"""The COCO formats: keypoint annotations in, keypoint results in and out."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from posefix_jax.geometry import PERSON_FILL
+from posefix_jax.skeleton import Skeleton, skeleton_from_category
+from posefix_jax.types import PosefixError
+
+
+def read_json(path: Path):
+    """Raises PosefixError with the byte at fault when the file is missing or not JSON."""
+    try:
+        text = Path(path).read_bytes()
+        return json.loads(text)
+    except OSError as error:
+        raise PosefixError(f"{path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        byte = len(error.doc[: error.pos].encode())
+        raise PosefixError(f"{path}: broken JSON at byte {byte} ({error.msg})") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise PosefixError(f"{path}: not JSON text ({error})") from error
+
+
+def write_json(path: Path, content) -> None:
+    """Writes whole or not at all: to a file beside it, then renamed."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise PosefixError(f"{path}: cannot write ({error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class Person:
+    """One annotated person. `joints` is [K, 3]: image x, y, visibility (0: not labelled)."""
+
+    annotation_id: int
+    image_id: int
+    joints: np.ndarray
+    box: tuple[float, float, float, float]
+    area: float
+
+    @property
+    def labelled(self) -> np.ndarray:
+        return self.joints[:, 2] > 0
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A COCO keypoint annotation file: `images` by id (the file's own entries), people in file order."""
+
+    path: Path
+    images: dict
+    people: tuple[Person, ...]
+    skeleton: Skeleton
+    skipped: dict
+
+    @property
+    def file_names(self) -> dict:
+        return {i: image["file_name"] for i, image in self.images.items() if "file_name" in image}
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Reads a COCO keypoint annotation file; people without a labelled joint, and crowds, are counted as skipped.
+
+    Raises:
+      PosefixError: not such a file, or an entry does not fit; says which.
+    """
+    content = read_json(path)
+    if isinstance(content, list):
+        raise PosefixError(
+            f"{path}: a list, as a results file is; expected an annotation file, an object with images, annotations "
+            "and categories"
+        )
+    missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
+    if missing:
+        raise PosefixError(f"{path}: not a COCO annotation file, no list {', '.join(missing)}")
+    categories = [c for c in content["categories"] if isinstance(c, dict) and c.get("keypoints")]
+    if not categories:
+        raise PosefixError(f"{path}: no category has keypoints; expected a keypoint annotation file")
+    skeleton = skeleton_from_category(categories[0])
+    try:
+        images = {image["id"]: image for image in content["images"]}
+    except (TypeError, KeyError) as error:
+        raise PosefixError(f"{path}: an entry of images has no id") from error
+    people, skipped = [], {"crowd": 0, "no labelled joint": 0, "other category": 0}
+    for row, entry in enumerate(content["annotations"]):
+        where = f"{path}: annotation {row}"
+        if not isinstance(entry, dict) or "image_id" not in entry:
+            raise PosefixError(f"{where} has no image_id")
+        if entry.get("category_id", categories[0].get("id")) != categories[0].get("id"):
+            skipped["other category"] += 1
+            continue
+        if entry.get("iscrowd"):
+            skipped["crowd"] += 1
+            continue
+        joints = joints_of(entry, skeleton.num_joints, where)
+        if not (joints[:, 2] > 0).any():
+            skipped["no labelled joint"] += 1
+            continue
+        box = entry.get("bbox")
+        if box is None:
+            seen = joints[joints[:, 2] > 0, :2]
+            box = [*seen.min(axis=0), *(seen.max(axis=0) - seen.min(axis=0))]
+        if len(box) != 4 or not all(math.isfinite(v) for v in box):
+            raise PosefixError(f"{where}: bbox must be 4 finite numbers, found {box}")
+        area = float(entry.get("area") or PERSON_FILL * box[2] * box[3])
+        people.append(
+            Person(entry.get("id", row), entry["image_id"], joints, tuple(float(v) for v in box), max(area, 1.0))
+        )
+    return Annotations(Path(path), images, tuple(people), skeleton, skipped)
+
+
+def joints_of(entry: dict, num_joints: int, where: str) -> np.ndarray:
+    """[K, 3] float64 of an entry's flat `keypoints`. Raises PosefixError naming `where` on a wrong count or value."""
+    values = entry.get("keypoints")
+    if not isinstance(values, list):
+        raise PosefixError(f"{where} has no list of keypoints")
+    if len(values) != 3 * num_joints:
+        raise PosefixError(
+            f"{where} has {len(values)} keypoint values, expected {3 * num_joints} (x, y, v of {num_joints} joints); "
+            "the file's skeleton is another"
+        )
+    try:
+        return np.asarray(values, np.float64).reshape(num_joints, 3)
+    except (TypeError, ValueError) as error:
+        raise PosefixError(f"{where}: a keypoint value is no number") from error
+
+
+def read_results(path: Path, skeleton: Skeleton) -> list[dict]:
+    """The rows of a COCO keypoint results file, untouched; each checked to be one of `skeleton`.
+
+    Values that are not finite are left to the caller, who knows what to do with such a row.
+
+    Raises:
+      PosefixError: not such a file, empty, or a row does not fit; says which.
+    """
+    content = read_json(path)
+    if isinstance(content, dict):
+        raise PosefixError(
+            f"{path}: an object{', as an annotation file is' if 'annotations' in content else ''}; expected a results "
+            "file, a list of rows with image_id, category_id, keypoints, score"
+        )
+    if not isinstance(content, list):
+        raise PosefixError(f"{path}: expected a list of result rows, found {type(content).__name__}")
+    if not content:
+        raise PosefixError(f"{path}: an empty list, no poses to work on")
+    for row, entry in enumerate(content):
+        where = f"{path}: row {row}"
+        if not isinstance(entry, dict):
+            raise PosefixError(f"{where} is {type(entry).__name__}, expected an object")
+        if not isinstance(entry.get("image_id"), int | str):
+            raise PosefixError(f"{where} has no image_id")
+        joints_of(entry, skeleton.num_joints, where)
+    return content
+
+
+def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of one (x, y, w, h) with [N, 4]."""
+    low = np.maximum(box[:2], boxes[:, :2])
+    high = np.minimum(box[:2] + box[2:], boxes[:, :2] + boxes[:, 2:])
+    both = np.prod(np.maximum(high - low, 0), axis=1)
+    union = box[2] * box[3] + boxes[:, 2] * boxes[:, 3] - both
+    return both / np.maximum(union, 1e-9)

@@ -1,0 +1,121 @@
+"""Person records: what training reads. One record is a JPEG patch around a person and all that is known of it."""
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from posefix_jax.data.coco import read_json, write_json
+from posefix_jax.skeleton import Skeleton
+from posefix_jax.types import PosefixError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MAX_OTHERS = 4
+"""Neighbours stored a person, highest box IoU first. The most that the paper's error model asks for is 3."""
+MAX_DETECTED = 8
+"""Estimators' poses stored a person."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One person. Coordinates are patch pixels; arrays are float32.
+
+    Attributes:
+      jpeg: the patch, `side` x `side` pixels; empty if the photograph could not be read (a record of weight zero).
+      joints: [K, 3] x, y, visibility.
+      others: [N, K, 3] nearest people of the photograph, N at most `MAX_OTHERS`.
+      detected: [M, K, 3] poses that estimators gave for this person; x, y, score.
+      box: (x, y, w, h) as annotated.
+      area: the person's area.
+      overlap: people of the photograph whose box has IoU >= 0.1 with this one.
+      patch_to_image: (scale, x, y): image = patch * scale + (x, y).
+      image_id, annotation_id: the source.
+    """
+
+    jpeg: bytes
+    side: int
+    joints: np.ndarray
+    others: np.ndarray
+    detected: np.ndarray
+    box: tuple[float, float, float, float]
+    area: float
+    overlap: int
+    patch_to_image: tuple[float, float, float]
+    image_id: int
+    annotation_id: int
+
+    def encode(self) -> bytes:
+        """A length, a JSON header, the JPEG. Coordinates keep 2 decimals."""
+        header = {key: value for key, value in vars(self).items() if key != "jpeg"}
+        for key in ("joints", "others", "detected"):
+            header[key] = np.round(np.asarray(header[key], np.float64), 2).tolist()
+        text = json.dumps(header, separators=(",", ":")).encode()
+        return struct.pack("<I", len(text)) + text + self.jpeg
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Record":
+        """Inverts `encode`. Raises ValueError on bytes that are no record."""
+        try:
+            (length,) = struct.unpack_from("<I", data)
+            fields = json.loads(data[4 : 4 + length])
+            joints = np.asarray(fields.pop("joints"), np.float32)
+            shape = (-1, *joints.shape)
+            others = np.asarray(fields.pop("others"), np.float32).reshape(shape)
+            detected = np.asarray(fields.pop("detected"), np.float32).reshape(shape)
+            box, place = tuple(fields.pop("box")), tuple(fields.pop("patch_to_image"))
+            return cls(
+                jpeg=data[4 + length :],
+                joints=joints,
+                others=others,
+                detected=detected,
+                box=box,
+                patch_to_image=place,
+                **fields,
+            )
+        except (struct.error, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"not a person record: {error}") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds; `manifest.json` beside them.
+
+    `labelled` counts, per joint, the people who have it labelled; `skipped` counts people left out, by reason;
+    `unreadable` lists the photographs whose people are records of weight zero.
+    """
+
+    skeleton: Skeleton
+    shards: tuple[str, ...]
+    people: int
+    images: int
+    labelled: tuple[int, ...]
+    detections: int
+    patch: int
+    skipped: dict
+    unreadable: tuple[str, ...]
+    sources: tuple[str, ...]
+
+    def write(self, folder: Path) -> None:
+        fields = asdict(self) | {"skeleton": self.skeleton.to_dict(), "format": FORMAT}
+        write_json(folder / MANIFEST, fields)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises PosefixError when the folder was not written by `posefix prepare`, or by another version."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise PosefixError(f"{folder}: no such folder; expected one that `posefix prepare` wrote")
+        if not (folder / MANIFEST).is_file():
+            raise PosefixError(f"{folder}: no {MANIFEST} in it; expected a folder that `posefix prepare` wrote")
+        fields = read_json(folder / MANIFEST)
+        if fields.pop("format", None) != FORMAT:
+            raise PosefixError(f"{folder / MANIFEST}: not of format {FORMAT}; run `posefix prepare` again")
+        try:
+            skeleton = Skeleton.from_dict(fields.pop("skeleton"))
+            lists = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+            return cls(skeleton=skeleton, **lists)
+        except (TypeError, KeyError) as error:
+            raise PosefixError(f"{folder / MANIFEST}: {error}; run `posefix prepare` again") from error

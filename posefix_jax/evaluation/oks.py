@@ -1,0 +1,109 @@
+"""Keypoint similarity, and the ten COCO keypoint figures by pycocotools."""
+
+import contextlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from posefix_jax.skeleton import Skeleton
+
+FIGURES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+
+
+def keypoint_similarity(xy: np.ndarray, true_xy: np.ndarray, area: np.ndarray, skeleton: Skeleton) -> np.ndarray:
+    """KS = exp(-d^2 / (2 area (2 sigma)^2)) of [..., K, 2] points; `area` [...] in the same pixels, squared."""
+    distance = ((np.asarray(xy, np.float64) - true_xy) ** 2).sum(axis=-1)
+    return np.exp(-distance / (8 * np.square(skeleton.sigmas) * np.asarray(area)[..., None]))
+
+
+@dataclass(frozen=True)
+class KeypointScores:
+    """`figures`: the ten COCO figures by name. `evaluator`: pycocotools' own, for `bootstrap_difference`."""
+
+    figures: dict
+    evaluator: COCOeval
+
+
+def quiet_coco(content: dict) -> COCO:
+    """pycocotools' index of an annotation file's content, without its printing."""
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def keypoint_scores(truth: COCO, results: list[dict], skeleton: Skeleton) -> KeypointScores:
+    """pycocotools' keypoint evaluation of results rows against annotations."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = truth.loadRes(results)
+        evaluator = COCOeval(truth, found, "keypoints")
+        evaluator.params.kpt_oks_sigmas = np.asarray(skeleton.sigmas)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return KeypointScores(dict(zip(FIGURES, map(float, evaluator.stats), strict=True)), evaluator)
+
+
+def bootstrap_difference(
+    before: KeypointScores, after: KeypointScores, *, samples: int = 500, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the difference in AP (after - before) over draws of photographs with replacement.
+
+    Both sides see the same draws. Exactly pycocotools' AP of each draw, from its per-photograph matches.
+    """
+    sides = [_Matches(scores.evaluator) for scores in (before, after)]
+    rng = np.random.default_rng(seed)
+    count = sides[0].num_images
+    draws = rng.integers(0, count, (samples, count))
+    counts = np.stack([np.bincount(draw, minlength=count) for draw in draws])
+    differences = [sides[1].average_precision(c) - sides[0].average_precision(c) for c in counts]
+    low, high = np.percentile(differences, (2.5, 97.5))
+    return float(low), float(high)
+
+
+class _Matches:
+    """pycocotools' matches over all areas, flattened, so that AP of a weighted set of photographs is quick."""
+
+    def __init__(self, evaluator: COCOeval):
+        images = evaluator.evalImgs[: len(evaluator.params.imgIds)]  # one category, the first area: all
+        self.num_images = len(images)
+        self.recalls = evaluator.params.recThrs
+        empty = np.zeros((len(evaluator.params.iouThrs), 0))
+        limit = evaluator.params.maxDets[-1]
+        scores, matched, ignored, image_of, truths = [], [], [], [], []
+        for i, image in enumerate(images):
+            if image is None:
+                truths.append(0)
+                continue
+            count = len(image["dtScores"][:limit])
+            scores += image["dtScores"][:limit]
+            image_of += [i] * count
+            matched.append(np.asarray(image["dtMatches"]).reshape(len(empty), -1)[:, :limit] > 0)
+            ignored.append(np.asarray(image["dtIgnore"]).reshape(len(empty), -1)[:, :limit].astype(bool))
+            truths.append(int((np.asarray(image["gtIgnore"]) == 0).sum()))
+        order = np.argsort(-np.asarray(scores, float), kind="mergesort")
+        self.image_of = np.asarray(image_of, int)[order]
+        self.matched = np.concatenate([*matched, empty.astype(bool)], axis=1)[:, order]
+        self.counted = ~np.concatenate([*ignored, empty.astype(bool)], axis=1)[:, order]
+        self.truths = np.asarray(truths)
+
+    def average_precision(self, counts: np.ndarray) -> float:
+        """AP where photograph i is seen `counts[i]` times."""
+        total = (self.truths * counts).sum()
+        if not total:
+            return 0.0
+        weight = counts[self.image_of] * self.counted
+        hits = np.cumsum(weight * self.matched, axis=1)
+        misses = np.cumsum(weight * ~self.matched, axis=1)
+        precision = hits / np.maximum(hits + misses, np.spacing(1))
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = hits / total
+        areas = []
+        for row, curve in zip(recall, precision, strict=True):
+            at = np.searchsorted(row, self.recalls, side="left")
+            areas.append(np.where(at < len(curve), curve[np.minimum(at, len(curve) - 1)], 0).mean() if len(curve) else 0)
+        return float(np.mean(areas))

@@ -1,0 +1,168 @@
+"""The refiner network: an image crop and a coarse pose in, a heatmap a joint out. Paper, section 5."""
+
+import functools
+from dataclasses import asdict, dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from posefix_jax import heatmaps
+from posefix_jax.geometry import Frame
+from posefix_jax.models.layers import BatchNorm, Conv, TransposedConv
+from posefix_jax.models.resnet import STAGES, ResNet
+from posefix_jax.skeleton import Skeleton
+from posefix_jax.types import PosefixError, nearest_names
+
+STRIDE = 4
+"""Crop pixels a heatmap cell: 32 of the backbone, halved by three transposed convolutions."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the network is. Static under `jit`.
+
+    Raises:
+      PosefixError: for an unknown backbone, or a crop that 32 does not divide.
+    """
+
+    backbone: str = "resnet50"
+    """resnet18, resnet34, resnet50, resnet101 or resnet152"""
+    width: int = 64
+    """channels of the stem; 64 in the standard networks, fewer for a narrower one"""
+    head_channels: int = 256
+    """channels of the three transposed convolutions"""
+    crop_hw: tuple[int, int] = (256, 192)
+    """height and width of the crop in pixels"""
+    frame: Frame = "unbiased"
+    """how crop pixels map to heatmap cells: unbiased, or reference (the authors' weights)"""
+    pose_sigma: float = 7.0
+    """standard deviation of the input Gaussians, crop pixels (7 at 256x192, 9 at 384x288 in the paper's code)"""
+    pose_amplitude: float = 1.0
+    """height of the input Gaussians"""
+    image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """subtracted from the crop's R, G, B in 0..255 (ImageNet)"""
+    image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """divides the crop's R, G, B (ImageNet)"""
+    norm_epsilon: float = 1e-5
+    """of batch normalisation"""
+    norm_momentum: float = 0.99
+    """of the running statistics"""
+
+    def __post_init__(self):
+        if self.backbone not in STAGES:
+            raise PosefixError(f"unknown backbone {self.backbone!r}: {nearest_names(self.backbone, STAGES)}")
+        if len(self.crop_hw) != 2 or any(side % 32 or side <= 0 for side in self.crop_hw):
+            raise PosefixError(f"crop_hw must be two positive multiples of 32, found {self.crop_hw}")
+        if self.frame not in ("unbiased", "reference"):
+            raise PosefixError(f"unknown frame {self.frame!r}: {nearest_names(self.frame, ('unbiased', 'reference'))}")
+
+    @property
+    def heat_hw(self) -> tuple[int, int]:
+        return self.crop_hw[0] // STRIDE, self.crop_hw[1] // STRIDE
+
+
+class RefinerNetwork(nn.Module):
+    """ResNet, three transposed convolutions, a 1x1 head. See `predict_logits` for what goes in and comes out."""
+
+    config: ModelConfig
+    num_joints: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "B H W 3"],
+        crop_xy: Float[Array, "B K 2"],
+        present: Bool[Array, "B K"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "B h w K"]:
+        config = self.config
+        norm = functools.partial(
+            BatchNorm, epsilon=config.norm_epsilon, momentum=config.norm_momentum, dtype=self.dtype
+        )
+        image = (image - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
+        render = functools.partial(heatmaps.render_gaussians, crop_hw=config.crop_hw, sigma=config.pose_sigma)
+        maps = config.pose_amplitude * jax.vmap(render)(crop_xy, present)
+        x = jnp.concatenate([image, maps], axis=-1)
+        x = ResNet(config.backbone, config.width, norm, self.dtype, name="backbone")(x, train=train)
+        for i in range(3):
+            x = TransposedConv(config.head_channels, dtype=self.dtype, name=f"up{i + 1}")(x)
+            x = nn.relu(norm(name=f"up{i + 1}_norm")(x, train=train))
+        # Standard deviation 0.01: paper, section 6.
+        head = Conv(
+            self.num_joints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.01), name="head"
+        )
+        return head(x.astype(jnp.float32))
+
+
+def compute_dtype() -> jnp.dtype:
+    """bfloat16 where the default backend computes in it, float32 on the CPU."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How heatmaps become a pose. Static under `jit`.
+
+    `ks` takes the position of the highest expected KS under the heatmap, and keeps an input joint whose own
+    expected KS is not lower by more than `keep_margin`; `soft-argmax` is the paper's mean position, always taken.
+    """
+
+    method: str = "ks"
+    """ks or soft-argmax"""
+    keep_margin: float = 0.0
+    """gain of expected KS that a joint must promise to be moved (ks only)"""
+    temperature: float = 1.0
+    """divides the logits (ks only); above 1 the network is trusted less"""
+
+    def __post_init__(self):
+        if self.method not in ("ks", "soft-argmax"):
+            raise PosefixError(
+                f"unknown decode method {self.method!r}: {nearest_names(self.method, ('ks', 'soft-argmax'))}"
+            )
+        if self.temperature <= 0 or not 0 <= self.keep_margin <= 1:
+            raise PosefixError(
+                f"decode needs temperature > 0 and keep_margin in 0..1, found {self.temperature}, {self.keep_margin}"
+            )
+
+
+@dataclass(frozen=True)
+class RefinerSpec:
+    """All that a refiner needs to run besides its weights. Static under `jit`; stored in every checkpoint.
+
+    `trained_joints` says per joint whether the training data labelled it; the others feed no Gaussian and pass
+    through refinement unchanged.
+    """
+
+    skeleton: Skeleton
+    model: ModelConfig
+    trained_joints: tuple[bool, ...]
+    decode: DecodeConfig = DecodeConfig()
+
+    def to_dict(self) -> dict:
+        return {
+            "skeleton": self.skeleton.to_dict(),
+            "model": asdict(self.model),
+            "trained_joints": list(self.trained_joints),
+            "decode": asdict(self.decode),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "RefinerSpec":
+        """Raises PosefixError when fields are missing or unknown."""
+        try:
+            model = {key: tuple(v) if isinstance(v, list) else v for key, v in fields["model"].items()}
+            return cls(
+                skeleton=Skeleton.from_dict(fields["skeleton"]),
+                model=ModelConfig(**model),
+                trained_joints=tuple(bool(trained) for trained in fields["trained_joints"]),
+                decode=DecodeConfig(**fields["decode"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PosefixError(f"not a refiner's spec: {error}") from error
+
+    def network(self) -> RefinerNetwork:
+        return RefinerNetwork(self.model, self.skeleton.num_joints, compute_dtype())

@@ -1,0 +1,68 @@
+"""The optimiser as one optax chain."""
+
+from dataclasses import dataclass
+
+import jax
+import optax
+
+from posefix_jax.types import PosefixError, nearest_names
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights are updated. Static under `jit`."""
+
+    recipe: str = "modern"
+    """reference (Adam, /10 at 9/14 and 12/14 of the run, L2 on kernels) or modern (AdamW, warm-up, cosine, clipping)"""
+    learning_rate: float = 1e-3
+    """at its highest"""
+    weight_decay: float = 0.05
+    """modern: AdamW's, on kernels; reference: factor of the L2 term (released code: 1e-5)"""
+    warmup_steps: int = 200
+    """modern: linear from 0"""
+    clip_norm: float = 1.0
+    """modern: largest global norm of the gradient"""
+    average_decay: float = 0.999
+    """modern: of the averaged parameters that are saved and evaluated; 0 for none"""
+
+    def __post_init__(self):
+        if self.recipe not in ("reference", "modern"):
+            raise PosefixError(
+                f"unknown optimizer.recipe {self.recipe!r}: {nearest_names(self.recipe, ('reference', 'modern'))}"
+            )
+        if self.learning_rate <= 0 or not 0 <= self.average_decay < 1:
+            raise PosefixError(
+                "optimizer.learning_rate must be positive and average_decay in [0, 1), found "
+                f"{self.learning_rate}, {self.average_decay}"
+            )
+
+    @property
+    def averages(self) -> float:
+        """Decay of the averaged parameters; 0 under `reference`."""
+        return self.average_decay if self.recipe == "modern" else 0.0
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate at each step of a run of `steps`."""
+    if config.recipe == "reference":
+        # Epochs 90 and 120 of 140: paper, section 6.
+        drops = {steps * 90 // 140: 0.1, steps * 120 // 140: 0.1}
+        return optax.piecewise_constant_schedule(config.learning_rate, drops)
+    warmup = min(config.warmup_steps, max(steps // 10, 1))
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The update rule of a run of `steps`."""
+
+    def kernels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+    rate = learning_rate(config, steps)
+    if config.recipe == "reference":
+        decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
+        return optax.chain(decay, optax.adam(rate, eps=1e-8))
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(rate, weight_decay=config.weight_decay, mask=kernels),
+    )

@@ -1,0 +1,244 @@
+"""`posefix prepare`: annotations and photographs become shards of person records."""
+
+import hashlib
+import shutil
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from posefix_jax import geometry
+from posefix_jax.data.coco import Annotations, Person, box_iou, joints_of, read_annotations, read_results
+from posefix_jax.data.images import UnreadableImage, encode_jpeg, find_images, ordered_map, read_image, warp_affine
+from posefix_jax.data.records import MAX_DETECTED, MAX_OTHERS, Manifest, Record
+from posefix_jax.report.progress import Progress
+from posefix_jax.types import PosefixError
+
+OVERLAP_IOU = 0.1
+"""Box IoU from which people overlap (released code)."""
+MATCH_IOU = 0.5
+"""Extent IoU from which an estimator's pose may belong to a person, if it is the best of both."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Turns a COCO keypoint annotation file and its photographs into shards of person records."""
+
+    annotations: Path
+    """COCO keypoint annotation file (.json)"""
+    images: Path
+    """folder with the photographs it names"""
+    out: Path
+    """folder to write; must not exist, or be one that prepare wrote"""
+    detections: tuple[Path, ...] = ()
+    """COCO keypoint results files of any estimators on the same photographs, stored with the people they match"""
+    patch: int = 384
+    """largest side in pixels of a stored patch; smaller people keep their own resolution"""
+    holdout: float = 0.0
+    """share of the photographs that go to the folder OUT-holdout instead (by a hash of the image id)"""
+    shard_size: int = 2048
+    """people a shard"""
+    exif: bool = False
+    """turn photographs as their EXIF orientation says (COCO ignores it)"""
+
+
+def prepare(options: PrepareOptions) -> list[Manifest]:
+    """Writes the shards and their manifest; returns the manifests (one, or two with a holdout).
+
+    Raises:
+      PosefixError: bad input, or an output folder that something else lives in.
+    """
+    if not 0 <= options.holdout < 1:
+        raise PosefixError(f"--holdout must lie in [0, 1), found {options.holdout}")
+    if len(options.detections) > MAX_DETECTED:
+        raise PosefixError(f"--detections takes at most {MAX_DETECTED} files, found {len(options.detections)}")
+    if options.patch < 64 or options.shard_size < 1:
+        raise PosefixError(f"--patch must be 64 or more and --shard-size positive, found {options.patch}, {options.shard_size}")
+    annotations = read_annotations(options.annotations)
+    if not annotations.people:
+        raise PosefixError(f"{options.annotations}: nobody with a labelled joint in it")
+    files = find_images(options.images, [p.image_id for p in annotations.people], annotations.file_names)
+    detected = match_detections(annotations, options.detections)
+    parts = [(options.out, [p for p in annotations.people if not _held_out(p.image_id, options.holdout)])]
+    if options.holdout:
+        folder = options.out.with_name(options.out.name + "-holdout")
+        parts.append((folder, [p for p in annotations.people if _held_out(p.image_id, options.holdout)]))
+    return [_write(folder, people, annotations, files, detected, options) for folder, people in parts]
+
+
+def _held_out(image_id, share: float) -> bool:
+    digest = hashlib.sha256(str(image_id).encode()).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+def match_detections(annotations: Annotations, files: tuple[Path, ...]) -> dict[int, list[np.ndarray]]:
+    """The estimators' poses of each person, by position in `annotations.people`.
+
+    A pose and a person match if, within the photograph and the file, the boxes around the joints of both (those
+    that both have) overlap with IoU of at least 0.5 and neither has a better partner.
+    """
+    by_image = defaultdict(list)
+    for index, person in enumerate(annotations.people):
+        by_image[person.image_id].append(index)
+    matched = defaultdict(list)
+    for file in files:
+        rows = defaultdict(list)
+        for row, entry in enumerate(read_results(file, annotations.skeleton)):
+            joints = joints_of(entry, annotations.skeleton.num_joints, f"{file}: row {row}")
+            if np.isfinite(joints).all() and (joints[:, 2] > 0).any():
+                rows[entry["image_id"]].append(joints)
+        for image_id, poses in rows.items():
+            people = by_image.get(image_id, [])
+            if not people:
+                continue
+            iou = np.array([[_extent_iou(annotations.people[i], pose) for pose in poses] for i in people])
+            for row, index in enumerate(people):
+                best = iou[row].argmax()
+                if iou[row, best] >= MATCH_IOU and iou[:, best].argmax() == row:
+                    matched[index].append(poses[best])
+    return matched
+
+
+def _extent_iou(person: Person, pose: np.ndarray) -> float:
+    both = person.labelled & (pose[:, 2] > 0)
+    if both.sum() < 2:
+        return 0.0
+    return float(
+        box_iou(geometry.joint_extent(person.joints[:, :2], both), geometry.joint_extent(pose[:, :2], both)[None])[0]
+    )
+
+
+def _write(folder: Path, people, annotations, files, detected, options) -> Manifest:
+    if folder.exists():
+        if any(folder.iterdir()):
+            Manifest.read(folder)
+        shutil.rmtree(folder)
+    if not people:
+        raise PosefixError(f"{folder}: no people for it; change --holdout")
+    position = {id(person): index for index, person in enumerate(annotations.people)}
+    in_image = defaultdict(list)
+    for person in annotations.people:
+        in_image[person.image_id].append(person)
+    by_image = defaultdict(list)
+    for person in people:
+        by_image[person.image_id].append(person)
+
+    def records_of(image_id) -> tuple[list[Record], str | None]:
+        reason, image = None, None
+        name = annotations.file_names.get(image_id, str(image_id))
+        if image_id not in files:
+            reason = f"{name}: not in {options.images}"
+        else:
+            try:
+                image = read_image(files[image_id], exif=options.exif)
+            except UnreadableImage as error:
+                reason = f"{name}: {error}"
+        records = [
+            make_record(image, person, in_image[image_id], detected.get(position[id(person)], []), options.patch)
+            for person in by_image[image_id]
+        ]
+        return records, reason
+
+    partial = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    num_shards = -(-len(people) // options.shard_size)
+    shards = tuple(f"people-{i:05d}-of-{num_shards:05d}.array_record" for i in range(num_shards))
+    unreadable, writer, done, detections = [], None, 0, 0
+    with ThreadPoolExecutor() as pool, Progress("prepare", len(people), unit="people") as progress:
+        for records, reason in ordered_map(pool, records_of, by_image):
+            if reason is not None:
+                unreadable.append(reason)
+            for record in records:
+                if done % options.shard_size == 0:
+                    if writer is not None:
+                        writer.close()
+                    writer = ArrayRecordWriter(str(partial / shards[done // options.shard_size]), "group_size:1")
+                writer.write(record.encode())
+                detections += len(record.detected)
+                done += 1
+            progress.update(done)
+    writer.close()
+    manifest = Manifest(
+        skeleton=annotations.skeleton,
+        shards=shards,
+        people=len(people),
+        images=len(by_image),
+        labelled=tuple(int(n) for n in np.sum([person.labelled for person in people], axis=0)),
+        detections=detections,
+        patch=options.patch,
+        skipped=annotations.skipped,
+        unreadable=tuple(unreadable),
+        sources=(options.annotations.name, *(file.name for file in options.detections)),
+    )
+    manifest.write(partial)
+    partial.rename(folder)
+    return manifest
+
+
+def make_record(image: np.ndarray | None, person: Person, in_image, detected, patch: int) -> Record:
+    """Cuts a person's patch: a square that holds every crop of scale 1.3 at any rotation.
+
+    The crop is taken around the joints (x 1.2) or the annotated box, so the square is around both.
+    """
+    joints_box = geometry.grow_box(
+        geometry.joint_extent(person.joints[:, :2], person.labelled),
+        geometry.JOINT_BOX_GROWTH,
+        minimum=geometry.EMPTY_EXTENT,
+    )
+    box = np.asarray(person.box)
+    low = np.minimum(joints_box[:2], box[:2])
+    high = np.maximum(joints_box[:2] + joints_box[2:], box[:2] + box[2:])
+    centre = (low + high) / 2
+    # Aspects from 3:4 to square are covered by the diagonal of the box's longer side, its other at 3/4 or more.
+    longer = max(high - low)
+    side = max(1.3 * geometry.CROP_PADDING * 1.25 * longer, 8.0)
+    pixels = int(min(patch, np.ceil(side)))
+    scale = side / pixels
+    corner = centre - side / 2 + 0.5 * scale  # image position of the centre of patch pixel (0, 0)
+
+    def to_patch(joints):
+        joints = np.array(joints, np.float64)
+        joints[..., :2] = np.where(joints[..., 2:] > 0, (joints[..., :2] - corner) / scale, 0.0)
+        return joints.astype(np.float32)
+
+    mine = np.asarray(person.box)
+    near = [other for other in in_image if other is not person]
+    iou = box_iou(mine, np.array([other.box for other in near]).reshape(-1, 4))
+    order = [i for i in np.argsort(-iou, kind="stable") if iou[i] >= OVERLAP_IOU]
+    others = [near[i].joints for i in order[:MAX_OTHERS]]
+    jpeg = b""
+    if image is not None:
+        affine = np.array([[1 / scale, 0, -corner[0] / scale], [0, 1 / scale, -corner[1] / scale]])
+        jpeg = encode_jpeg(warp_affine(image, affine, (pixels, pixels)))
+    empty = np.zeros((0, *person.joints.shape), np.float32)
+    return Record(
+        jpeg=jpeg,
+        side=pixels,
+        joints=to_patch(person.joints),
+        others=to_patch(others) if others else empty,
+        detected=to_patch(detected) if detected else empty,
+        box=tuple(float(v) for v in (*((mine[:2] - corner) / scale), *(mine[2:] / scale))),
+        area=float(person.area / scale**2),
+        overlap=len(order),
+        patch_to_image=(float(scale), float(corner[0]), float(corner[1])),
+        image_id=person.image_id,
+        annotation_id=person.annotation_id,
+    )
+
+
+def summary_of(manifests: list[Manifest]) -> str:
+    """A few lines for the terminal."""
+    lines = []
+    for manifest in manifests:
+        lines.append(
+            f"{manifest.people} people of {manifest.images} photographs in {len(manifest.shards)} shard(s), "
+            f"{manifest.detections} matched detections"
+        )
+    lines += [f"{count} people left out: {reason}" for reason, count in manifests[0].skipped.items() if count]
+    for manifest in manifests:
+        lines += [f"photograph not read, its people have weight 0: {reason}" for reason in manifest.unreadable]
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""Poses drawn over photographs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from posefix_jax.skeleton import Skeleton
+from posefix_jax.types import ErrorKind
+
+GREEN, RED, BLUE, WHITE = (60, 200, 80), (235, 70, 60), (70, 140, 255), (255, 255, 255)
+KIND_COLOURS = {
+    ErrorKind.GOOD: (60, 200, 80),
+    ErrorKind.JITTER: (250, 210, 60),
+    ErrorKind.INVERSION: (70, 140, 255),
+    ErrorKind.SWAP: (200, 90, 220),
+    ErrorKind.MISS: (235, 70, 60),
+    ErrorKind.ABSENT: (200, 200, 200),
+}
+
+
+def draw_pose(
+    image: np.ndarray,
+    image_xy: np.ndarray,
+    present: np.ndarray,
+    skeleton: Skeleton,
+    colour=GREEN,
+    *,
+    kinds: np.ndarray | None = None,
+) -> np.ndarray:
+    """A copy of an RGB image with limbs and joints; joints in the colour of their error kind if given."""
+    image = np.ascontiguousarray(image).copy()
+    size = max(1, round(min(image.shape[:2]) / 160))
+    points = [tuple(int(round(float(v) * 8)) for v in xy) for xy in np.nan_to_num(image_xy)]
+    for a, b in skeleton.limbs:
+        if present[a] and present[b]:
+            cv2.line(image, points[a], points[b], colour, size, cv2.LINE_AA, shift=3)
+    for joint, point in enumerate(points):
+        if present[joint]:
+            of_kind = colour if kinds is None else KIND_COLOURS[ErrorKind(int(kinds[joint]))]
+            cv2.circle(image, point, (size + 1) * 8 + 8, of_kind, -1, cv2.LINE_AA, shift=3)
+    return image
+
+
+def side_by_side(images: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+    """Images of one height in a row, each under its caption."""
+    tiles = []
+    for image, caption in zip(images, captions, strict=True):
+        bar = np.full((26, image.shape[1], 3), 255, np.uint8)
+        cv2.putText(bar, caption, (4, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
+        tiles.append(np.concatenate([bar, image]))
+        tiles.append(np.full((len(tiles[-1]), 6, 3), 255, np.uint8))
+    return np.concatenate(tiles[:-1], axis=1)
+
+
+def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows stacked, padded to the widest with white."""
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate(
+        [np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    )
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

@@ -1,0 +1,44 @@
+"""A progress line with rate and time left, on standard error."""
+
+import sys
+import time
+
+
+class Progress:
+    """Counts up to `total`; on a terminal one line that overwrites itself, else a line now and then."""
+
+    def __init__(self, name: str, total: int, *, unit: str, done: int = 0):
+        self.name, self.total, self.unit, self.start_at, self.done = name, total, unit, done, done
+        self._tty = sys.stderr.isatty()
+        self._every = 0.2 if self._tty else 15.0
+        self._started = self._printed = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *failed) -> None:
+        if not failed[0]:
+            self._print()
+        if self._tty:
+            print(file=sys.stderr)
+
+    def update(self, done: int, note: str = "") -> None:
+        self.done = done
+        if time.monotonic() - self._printed >= self._every:
+            self._print(note)
+
+    def _print(self, note: str = "") -> None:
+        self._printed = time.monotonic()
+        seconds = max(self._printed - self._started, 1e-6)
+        rate = (self.done - self.start_at) / seconds
+        left = f", {format_seconds((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
+        line = f"{self.name}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}{note}"
+        print(f"\r\033[K{line}" if self._tty else line, end="" if self._tty else "\n", file=sys.stderr, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """`1 h 05 min`, `3 min 20 s`, `12 s`."""
+    seconds = int(seconds + 0.5)
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

@@ -1,0 +1,202 @@
+"""Which joints a pose has, and what is known of each."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from posefix_jax.types import PosefixError, nearest_names
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The joints of a pose. Frozen, hashed by value: static under `jit`.
+
+    Attributes:
+      name: as in `SKELETONS`, or the file's.
+      joints: joint names in array order.
+      flip_pairs: index pairs that a mirror exchanges.
+      sigmas: OKS falloff per joint, the `sigma` of KS = exp(-d^2 / (2 area (2 sigma)^2)).
+      limbs: index pairs to draw.
+      groups: per joint, the row of an error model that it takes (`wrist`, `hip`, ...).
+
+    Raises:
+      PosefixError: when lengths or indices do not fit together.
+    """
+
+    name: str
+    joints: tuple[str, ...]
+    flip_pairs: tuple[tuple[int, int], ...]
+    sigmas: tuple[float, ...]
+    limbs: tuple[tuple[int, int], ...]
+    groups: tuple[str, ...]
+
+    def __post_init__(self):
+        count = len(self.joints)
+        if len(set(self.joints)) != count or not count:
+            raise PosefixError(f"skeleton {self.name}: joint names must be unique, got {self.joints}")
+        for field in ("sigmas", "groups"):
+            if len(getattr(self, field)) != count:
+                raise PosefixError(
+                    f"skeleton {self.name}: {count} joints need {count} {field}, got {len(getattr(self, field))}"
+                )
+        if not all(sigma > 0 for sigma in self.sigmas):
+            raise PosefixError(f"skeleton {self.name}: sigmas must be positive, got {self.sigmas}")
+        for field in ("flip_pairs", "limbs"):
+            for pair in getattr(self, field):
+                if len(pair) != 2 or not all(0 <= i < count for i in pair):
+                    raise PosefixError(f"skeleton {self.name}: {field} has {pair}, outside 0..{count - 1}")
+        paired = [i for pair in self.flip_pairs for i in pair]
+        if len(set(paired)) != len(paired):
+            raise PosefixError(f"skeleton {self.name}: a joint stands in two flip_pairs")
+
+    @property
+    def num_joints(self) -> int:
+        return len(self.joints)
+
+    @cached_property
+    def flip_index(self) -> np.ndarray:
+        """[K] the joint that each becomes in a mirror: its twin, or itself."""
+        index = np.arange(self.num_joints)
+        for a, b in self.flip_pairs:
+            index[a], index[b] = b, a
+        return index
+
+    @cached_property
+    def has_twin(self) -> np.ndarray:
+        """[K] whether the joint has a left/right twin."""
+        return self.flip_index != np.arange(self.num_joints)
+
+    def to_dict(self) -> dict:
+        return {
+            "name": self.name,
+            "joints": list(self.joints),
+            "flip_pairs": [list(pair) for pair in self.flip_pairs],
+            "sigmas": list(self.sigmas),
+            "limbs": [list(pair) for pair in self.limbs],
+            "groups": list(self.groups),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping) -> "Skeleton":
+        """The inverse of `to_dict`; flip pairs and limbs may also name joints."""
+        try:
+            joints = tuple(fields["joints"])
+
+            def pairs(key: str) -> tuple[tuple[int, int], ...]:
+                return tuple(
+                    tuple(joints.index(i) if isinstance(i, str) else int(i) for i in pair) for pair in fields[key]
+                )
+
+            return cls(
+                name=str(fields["name"]),
+                joints=joints,
+                flip_pairs=pairs("flip_pairs"),
+                sigmas=tuple(float(s) for s in fields["sigmas"]),
+                limbs=pairs("limbs"),
+                groups=tuple(fields.get("groups") or (group_of(joint) for joint in joints)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PosefixError(
+                "a skeleton needs name, joints, flip_pairs, sigmas and limbs (groups are optional); "
+                f"at fault: {error}"
+            ) from error
+
+
+def group_of(joint: str) -> str:
+    """The error-model group of a joint by its name: `left_wrist` -> `wrist`; unknown names -> `other`."""
+    stem = joint.lower().replace("left_", "").replace("right_", "").replace("l_", "").replace("r_", "")
+    known = {"eye": "face", "ear": "face", "head_top": "head", "head_bottom": "head", "top_head": "head"}
+    groups = {"nose", "face", "head", "neck", "shoulder", "elbow", "wrist", "hip", "knee", "ankle"}
+    stem = known.get(stem, stem)
+    return stem if stem in groups else "other"
+
+
+def _skeleton(name: str, joints: str, sigmas: Sequence[float], limbs: str) -> Skeleton:
+    """Builds from words: pairs of `left_x`/`right_x` are twins, limbs are `a-b` words."""
+    names = tuple(joints.split())
+    pairs = tuple(
+        (i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_")
+    )
+    bones = tuple(tuple(names.index(end) for end in limb.split("-")) for limb in limbs.split())
+    return Skeleton(name, names, pairs, tuple(sigmas), bones, tuple(group_of(joint) for joint in names))
+
+
+_ARMS = (
+    "left_shoulder-left_elbow left_elbow-left_wrist right_shoulder-right_elbow right_elbow-right_wrist "
+    "left_hip-left_knee left_knee-left_ankle right_hip-right_knee right_knee-right_ankle left_hip-right_hip "
+    "left_shoulder-right_shoulder left_shoulder-left_hip right_shoulder-right_hip "
+)
+
+# Joint order and sigmas: cocodataset.org (keypoint evaluation).
+COCO = _skeleton(
+    "coco",
+    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
+    "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
+    (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+    _ARMS + "nose-left_eye nose-right_eye left_eye-left_ear right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
+)
+
+# The 17 slots of PoseTrack 2018 files; the ears are never annotated. Sigmas as COCO's, neck and head top
+# with COCO's largest face sigma (the benchmark itself scores by head size, not by OKS).
+POSETRACK = _skeleton(
+    "posetrack",
+    "nose head_bottom head_top left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
+    "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
+    (0.026, 0.035, 0.035, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+    _ARMS + "nose-head_top nose-head_bottom head_bottom-left_shoulder head_bottom-right_shoulder",
+)
+
+# Sigmas: crowdposetools' CrowdPose evaluation.
+CROWDPOSE = _skeleton(
+    "crowdpose",
+    "left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist left_hip right_hip left_knee "
+    "right_knee left_ankle right_ankle top_head neck",
+    (0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079),
+    _ARMS + "top_head-neck neck-left_shoulder neck-right_shoulder",
+)
+
+SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, POSETRACK, CROWDPOSE)}
+
+
+def load_skeleton(name_or_file: str) -> Skeleton:
+    """A built-in skeleton by name, or one from a JSON file (`Skeleton.to_dict`'s form).
+
+    Raises:
+      PosefixError: for an unknown name, a file that is not there, or one that is not a skeleton.
+    """
+    if name_or_file in SKELETONS:
+        return SKELETONS[name_or_file]
+    path = Path(name_or_file)
+    if path.suffix != ".json":
+        raise PosefixError(f"unknown skeleton {name_or_file!r}: {nearest_names(name_or_file, SKELETONS)}")
+    try:
+        return Skeleton.from_dict(json.loads(path.read_text()))
+    except OSError as error:
+        raise PosefixError(f"skeleton file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PosefixError(f"skeleton file {path}: not JSON ({error})") from error
+
+
+def skeleton_from_category(category: Mapping) -> Skeleton:
+    """The skeleton of a COCO `categories` entry; a built-in one where the joint names are the same.
+
+    A foreign joint set takes `sigmas` from the entry if it has them, else 0.08 throughout (COCO's body mean).
+    """
+    joints = tuple(category.get("keypoints", ()))
+    for skeleton in SKELETONS.values():
+        if skeleton.joints == joints:
+            return skeleton
+    pairs = [(j, "right_" + j[5:]) for j in joints if j.startswith("left_") and "right_" + j[5:] in joints]
+    return Skeleton.from_dict(
+        {
+            "name": str(category.get("name", "custom")),
+            "joints": joints,
+            "flip_pairs": pairs,
+            "sigmas": category.get("sigmas") or [0.08] * len(joints),
+            "limbs": [(a - 1, b - 1) for a, b in category.get("skeleton", ())],
+        }
+    )

@@ -1,0 +1,353 @@
+"""What runs on the devices: one training step, one evaluation step, one refinement step. Pure, no I/O."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from posefix_jax import geometry, heatmaps, losses
+from posefix_jax.augment import AugmentConfig, random_colour, random_crop_affine, warp
+from posefix_jax.models import STRIDE, RefinerSpec
+from posefix_jax.synthesis import ErrorModel, SyntheticPose, synthesize_pose
+
+Network = Callable[..., Array]
+"""(variables, image [B,H,W,3], crop_xy [B,K,2], present [B,K]) -> logits [B,h,w,K]"""
+
+
+class TrainState(NamedTuple):
+    """All that training changes. `average` holds averaged {params, batch_stats}, or is None."""
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    average: Any
+
+    @property
+    def variables(self) -> dict:
+        """What a refiner runs with: the averaged variables if there are any."""
+        return self.average if self.average is not None else {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Batch(NamedTuple):
+    """Person records, stacked. Coordinates and boxes are patch pixels.
+
+    `weight` is 0 for a record whose image could not be read. `detected_xy` holds M poses that real estimators
+    gave for the person, all absent where there is none.
+    """
+
+    patch: UInt8[Array, "B P P 3"]
+    patch_xy: Float[Array, "B K 2"]
+    labelled: Bool[Array, "B K"]
+    others_xy: Float[Array, "B N K 2"]
+    others_labelled: Bool[Array, "B N K"]
+    overlap: Int[Array, " B"]
+    detected_xy: Float[Array, "B M K 2"]
+    detected: Bool[Array, "B M K"]
+    box: Float[Array, "B 4"]
+    area: Float[Array, " B"]
+    weight: Float[Array, " B"]
+    sample: Int[Array, " B"]
+    epoch: Int[Array, " B"]
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What the network sees as its input pose during training. Static under `jit`."""
+
+    detected_share: float = 0.0
+    """share of the samples, among people with stored detections, whose input is one of those"""
+    withhold_pose: float = 0.0
+    """share of the samples that get no input pose at all"""
+    withhold_joint: float = 0.0
+    """share of the input joints left out"""
+    box: str = "joints"
+    """crop around: joints (the input's extent x 1.2, as in refinement) or annotation (the record's box)"""
+
+
+def sample_keys(root: Key[Array, ""], epoch: Int[Array, " B"], sample: Int[Array, " B"]) -> Key[Array, " B"]:
+    """One key a sample, the same on any number of devices and hosts."""
+    return jax.vmap(lambda e, s: jax.random.fold_in(jax.random.fold_in(root, e), s))(epoch, sample)
+
+
+class TrainingPose(NamedTuple):
+    """One augmented sample, crop pixels: the crop, the truth, and the spoiled input."""
+
+    crop: Float[Array, "H W 3"]
+    crop_xy: Float[Array, "K 2"]
+    valid: Bool[Array, " K"]
+    input: SyntheticPose
+    area: Float[Array, ""]
+
+
+def make_training_pose(
+    key: Key[Array, ""],
+    record: Batch,
+    *,
+    spec: RefinerSpec,
+    errors: ErrorModel,
+    augment: AugmentConfig,
+    inputs: InputConfig,
+) -> TrainingPose:
+    """Augments and spoils one record (a `Batch` without its first axis); `vmap` to batch.
+
+    Everything but `key` and `record` is static. Joints that the spec does not train are treated as unlabelled.
+    """
+    affine_key, colour_key, error_key, choice_key = jax.random.split(key, 4)
+    crop_hw = spec.model.crop_hw
+    trained = jnp.asarray(spec.trained_joints)
+    flip_index = spec.skeleton.flip_index
+
+    labelled = record.labelled & trained
+    if inputs.box == "joints":
+        box = geometry.crop_box_of_joints(record.patch_xy, labelled, crop_hw, xp=jnp)
+        box = jnp.where(labelled.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]]))
+    else:
+        box = geometry.grow_box(
+            geometry.fit_aspect(record.box, crop_hw, xp=jnp), geometry.CROP_PADDING, minimum=1.0, xp=jnp
+        )
+    affine, area_scale, mirror = random_crop_affine(affine_key, box, augment, crop_hw)
+
+    def to_crop(patch_xy, present):
+        crop_xy = geometry.apply_affine(affine, patch_xy)
+        crop_xy = jnp.where(mirror, crop_xy[..., flip_index, :], crop_xy)
+        return crop_xy, jnp.where(mirror, present[..., flip_index], present)
+
+    crop_xy, labelled = to_crop(record.patch_xy, labelled)
+    others_xy, others_labelled = to_crop(record.others_xy, record.others_labelled & trained)
+    area = record.area * area_scale
+    crop = random_colour(colour_key, warp(record.patch, affine, crop_hw), augment.colour)
+
+    pose = synthesize_pose(
+        error_key,
+        crop_xy,
+        labelled,
+        others_xy=others_xy,
+        others_labelled=others_labelled,
+        area=area,
+        skeleton=spec.skeleton,
+        errors=errors,
+        overlap=record.overlap,
+    )
+    pose = _real_or_withheld(choice_key, pose, record, to_crop, trained, inputs)
+    inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1]) - 0.5)
+    return TrainingPose(crop, crop_xy, labelled & inside.all(axis=-1) & (record.weight > 0), pose, area)
+
+
+def _real_or_withheld(key, pose: SyntheticPose, record: Batch, to_crop, trained, inputs: InputConfig):
+    real_key, which_key, pose_key, joint_key = jax.random.split(key, 4)
+    if inputs.detected_share and record.detected.shape[0]:
+        has_pose = record.detected.any(axis=-1)
+        which = jax.random.categorical(which_key, jnp.where(has_pose, 0.0, -jnp.inf))
+        real_xy, real_present = to_crop(record.detected_xy[which], record.detected[which] & trained)
+        use = has_pose.any() & jax.random.bernoulli(real_key, inputs.detected_share)
+        pose = SyntheticPose(
+            jnp.where(use, real_xy, pose.crop_xy),
+            jnp.where(use, real_present, pose.present),
+            jnp.where(use, -1, pose.kind),
+        )
+    present = pose.present
+    if inputs.withhold_joint:
+        present &= ~jax.random.bernoulli(joint_key, inputs.withhold_joint, present.shape)
+    if inputs.withhold_pose:
+        present &= ~jax.random.bernoulli(pose_key, inputs.withhold_pose)
+    return pose._replace(present=present)
+
+
+def ks(distance_squared, area, skeleton):
+    """Keypoint similarity exp(-d^2 / (2 area (2 sigma)^2)) of [..., K] squared distances (COCO's OKS)."""
+    sigmas = jnp.asarray(skeleton.sigmas)
+    return jnp.exp(-distance_squared / (8 * sigmas**2 * jnp.maximum(area, 1e-6)[..., None]))
+
+
+def _mean(values, valid):
+    return jnp.where(valid, values, 0.0).sum() / jnp.maximum(valid.sum(), 1)
+
+
+def make_train_step(
+    *,
+    spec: RefinerSpec,
+    errors: ErrorModel,
+    augment: AugmentConfig,
+    inputs: InputConfig,
+    optimizer: optax.GradientTransformation,
+    average_decay: float = 0.0,
+) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, dict[str, Array]]]:
+    """The training step, to be jitted with a donated state: augment, spoil, render, forward, loss, update.
+
+    Metrics are scalars over the global batch: loss terms, mean KS of input and output, gradient norm.
+    `average_decay` in (0, 1) averages parameters and batch statistics exponentially, warmed up.
+    """
+    network = spec.network()
+
+    def train_step(state: TrainState, batch: Batch, root: Key[Array, ""]):
+        keys = sample_keys(root, batch.epoch, batch.sample)
+        poses = jax.vmap(
+            lambda key, record: make_training_pose(
+                key, record, spec=spec, errors=errors, augment=augment, inputs=inputs
+            )
+        )(keys, batch)
+        target = geometry.crop_to_heat(poses.crop_xy, STRIDE, spec.model.frame)
+
+        def loss_of(params):
+            logits, updates = network.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                poses.crop,
+                poses.input.crop_xy,
+                poses.input.present,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            terms = losses.integral_loss(logits, target, poses.valid)
+            return terms["heatmap"] + terms["coordinate"], (terms, logits, updates["batch_stats"])
+
+        (loss, (terms, logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
+            now = {"params": params, "batch_stats": batch_stats}
+            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, now)
+
+        heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
+        crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
+
+        def mean_ks(xy, among):
+            return _mean(ks(((xy - poses.crop_xy) ** 2).sum(-1), poses.area, spec.skeleton), among)
+
+        metrics = {
+            "loss": loss,
+            "heatmap": terms["heatmap"],
+            "coordinate": terms["coordinate"],
+            "ks_input": mean_ks(poses.input.crop_xy, poses.valid & poses.input.present),
+            "ks_output": mean_ks(crop_xy, poses.valid),
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+
+    return train_step
+
+
+class Refined(NamedTuple):
+    """A refined pose in crop pixels, with the expected KS of each input and output joint under the heatmap.
+
+    `moved` is False for a joint that keeps its input.
+    """
+
+    crop_xy: Float[Array, "B K 2"]
+    input_ks: Float[Array, "B K"]
+    output_ks: Float[Array, "B K"]
+    moved: Bool[Array, "B K"]
+
+
+def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True):
+    """The refinement step, to be jitted: (variables, crops, crop_xy, present) -> `Refined`.
+
+    Crops are [B, H, W, 3] in 0..255, RGB, any dtype; the pose is in crop pixels. With `flip` the mirrored crop is run too; the `ks` decoder averages the two maps, the
+    `soft-argmax` one the two poses. Joints the spec does not train keep their input.
+    """
+    decode, skeleton, model = spec.decode, spec.skeleton, spec.model
+    trained = jnp.asarray(spec.trained_joints)
+    flip_index = skeleton.flip_index
+
+    def refine_step(variables, crops, crop_xy, present) -> Refined:
+        crops = crops.astype(jnp.float32)
+        seen = present & trained
+        crop_xy = jnp.where(present[..., None], crop_xy, 0.0)
+        maps = [_maps(network(variables, crops, crop_xy, seen), decode)]
+        if flip:
+            mirrored_xy = geometry.mirror_crop(crop_xy, model.crop_hw[1])[:, flip_index]
+            mirrored = network(variables, crops[:, :, ::-1], mirrored_xy, seen[:, flip_index])
+            maps.append(_maps(mirrored, decode))
+
+        def mirror_back(xy):
+            return geometry.mirror_crop(xy, model.crop_hw[1])[:, flip_index]
+
+        if decode.method == "soft-argmax":
+            poses = [geometry.heat_to_crop(jax.vmap(heatmaps.soft_argmax)(m), STRIDE, model.frame) for m in maps]
+            out_xy = poses[0] if not flip else (poses[0] + mirror_back(poses[1])) / 2
+            keep_margin = -jnp.inf
+        else:
+            keep_margin = decode.keep_margin
+        # The mirrored map lies over the other one exactly in the unbiased frame, one cell short in the reference.
+        mean = maps[0] if not flip else (maps[0] + maps[1][:, :, ::-1][..., flip_index]) / 2
+        area = jax.vmap(lambda xy, on: geometry.pose_area(xy, on, model.crop_hw, xp=jnp))(crop_xy, present)
+        scale = 2 * jnp.asarray(skeleton.sigmas) * jnp.sqrt(area)[:, None] / STRIDE
+        if decode.method == "ks":
+            out_heat = jax.vmap(heatmaps.best_expected_ks)(mean, scale)
+            out_xy = geometry.heat_to_crop(out_heat, STRIDE, model.frame)
+        expected = jax.vmap(heatmaps.expected_ks)
+        output_ks = expected(mean, geometry.crop_to_heat(out_xy, STRIDE, model.frame), scale)
+        input_ks = expected(mean, geometry.crop_to_heat(crop_xy, STRIDE, model.frame), scale)
+        input_ks = jnp.where(present, input_ks, 0.0)
+        moved = trained & (~present | (output_ks - input_ks > keep_margin))
+        return Refined(jnp.where(moved[..., None], out_xy, crop_xy), input_ks, output_ks, moved)
+
+    return refine_step
+
+
+def _maps(logits, decode):
+    temperature = decode.temperature if decode.method == "ks" else 1.0
+    return jax.vmap(heatmaps.probabilities)(logits / temperature)
+
+
+class Evaluated(NamedTuple):
+    """Input and refined poses of a batch of records, patch pixels."""
+
+    input_xy: Float[Array, "B K 2"]
+    present: Bool[Array, "B K"]
+    refined_xy: Float[Array, "B K 2"]
+    output_ks: Float[Array, "B K"]
+
+
+def make_eval_step(*, spec: RefinerSpec, errors: ErrorModel, detected: bool = False):
+    """The evaluation step, to be jitted: (variables, batch, root_key) -> `Evaluated`.
+
+    The input is a synthetic pose drawn by the sample's key, or with `detected` the first stored detection; the
+    crop is laid around it as in refinement, and the step is refinement's own, flip averaging included.
+    """
+    network = spec.network()
+    refine = make_refine_step(network.apply, spec)
+    crop_hw = spec.model.crop_hw
+    trained = jnp.asarray(spec.trained_joints)
+
+    def input_pose(key, record: Batch):
+        if detected:
+            return record.detected_xy[0], record.detected[0]
+        pose = synthesize_pose(
+            key,
+            record.patch_xy,
+            record.labelled & trained,
+            others_xy=record.others_xy,
+            others_labelled=record.others_labelled & trained,
+            area=record.area,
+            skeleton=spec.skeleton,
+            errors=errors,
+            overlap=record.overlap,
+        )
+        return pose.crop_xy, pose.present
+
+    def crop_of(record, patch_xy, present):
+        box = geometry.crop_box_of_joints(patch_xy, present, crop_hw, xp=jnp)
+        box = jnp.where(present.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]]))
+        affine = geometry.crop_affine(box, crop_hw, frame=spec.model.frame, xp=jnp)
+        return warp(record.patch, affine, crop_hw), affine
+
+    def eval_step(variables, batch: Batch, root: Key[Array, ""]) -> Evaluated:
+        keys = sample_keys(root, batch.epoch, batch.sample)
+        input_xy, present = jax.vmap(input_pose)(keys, batch)
+        crops, affines = jax.vmap(crop_of)(batch, input_xy, present)
+        crop_xy = jax.vmap(geometry.apply_affine)(affines, input_xy)
+        refined = refine(variables, crops, crop_xy, present)
+        back = jax.vmap(lambda affine: geometry.invert_affine(affine, xp=jnp))(affines)
+        refined_xy = jax.vmap(geometry.apply_affine)(back, refined.crop_xy)
+        # A joint that did not move keeps its exact coordinates.
+        refined_xy = jnp.where(refined.moved[..., None], refined_xy, input_xy)
+        return Evaluated(input_xy, present, refined_xy, refined.output_ks)
+
+    return eval_step
