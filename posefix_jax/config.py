@@ -43,7 +43,7 @@ class Config:
     """folder of the run: checkpoints, metrics, pictures; the same command goes on where it stopped"""
     seed: int = 0
     """of weights, data order, augmentation and errors"""
-    epochs: float = 140.0
+    epochs: int = 140
     """passes over the training people (140: paper, section 6)"""
     errors: str = "paper"
     """error model: paper, or a JSON file"""
@@ -68,7 +68,7 @@ class Config:
         for name in ("save_every", "validate_every", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise PosefixError(f"{name} must be positive, found {getattr(self, name)}")
-        if self.epochs <= 0:
+        if self.epochs < 1:
             raise PosefixError(f"epochs must be positive, found {self.epochs}")
 
     def to_json(self) -> str:

@@ -57,7 +57,7 @@ def joint_extent(xy, present, xp=np):
     return xp.concatenate([low, high - low])
 
 
-def grow_box(box, factor: float, *, minimum: float = 0.0, xp=np):
+def grow_box(box, factor, *, minimum: float = 0.0, xp=np):
     """Scales a box about its centre; a side of zero becomes `minimum` first."""
     centre, size = box[:2] + box[2:] / 2, box[2:]
     size = xp.where(size <= 0, minimum, size) * factor

@@ -19,7 +19,7 @@ def render_gaussians(
     xy = jnp.where(present[:, None], crop_xy, 0.0)
     rows = jnp.exp(-0.5 * ((jnp.arange(crop_hw[0], dtype=xy.dtype)[:, None] - xy[None, :, 1]) / sigma) ** 2)
     columns = jnp.exp(-0.5 * ((jnp.arange(crop_hw[1], dtype=xy.dtype)[:, None] - xy[None, :, 0]) / sigma) ** 2)
-    return (rows * present)[:, None, :] * columns[None, :, :]
+    return jnp.where(present, rows, 0.0)[:, None, :] * columns[None, :, :]
 
 
 def _hat(position: Float[Array, " K"], size: int) -> Float[Array, "S K"]:

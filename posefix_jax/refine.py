@@ -16,7 +16,7 @@ import numpy as np
 
 from posefix_jax import geometry
 from posefix_jax.checkpoints import load_refiner
-from posefix_jax.data.coco import joints_of, read_annotations, read_results, write_json
+from posefix_jax.data.coco import joints_of, read_annotations, read_json, read_results, write_json
 from posefix_jax.data.images import UnreadableImage, find_images, ordered_map, read_image, warp_affine
 from posefix_jax.models import RefinerSpec
 from posefix_jax.report.pictures import GREEN, RED, draw_pose, side_by_side, write_picture
@@ -212,14 +212,23 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
     rows = read_results(options.detections, skeleton)
     names = read_annotations(options.annotations).file_names if options.annotations else None
     files = find_images(options.images, [row["image_id"] for row in rows], names)
+    poses = np.stack([joints_of(row, skeleton.num_joints, f"row {i}") for i, row in enumerate(rows)])
+
+    with _Journal(options) as journal:
+        _refine_missing(refiner, options, rows, poses, files, journal)
+        report = _write_outcome(options, rows, journal)
+        if options.pictures:
+            _write_pictures(options, skeleton, rows, read_json(options.out), files)
+    return report
+
+
+def _refine_missing(refiner: Refiner, options: RefineOptions, rows, poses, files, journal: "_Journal") -> None:
+    """Refines, into the journal, all rows that it does not hold yet."""
+    refined, reasons = journal.refined, journal.reasons
+    done = len(refined) + len(reasons)
     by_image = defaultdict(list)
     for index, row in enumerate(rows):
         by_image[row["image_id"]].append(index)
-    poses = np.stack([joints_of(row, skeleton.num_joints, f"row {i}") for i, row in enumerate(rows)])
-
-    journal = _Journal(options)
-    refined, reasons = journal.refined, journal.reasons
-    done = len(refined) + len(reasons)
 
     def why_not(index) -> str | None:
         row = rows[index]
@@ -273,17 +282,21 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
             take(([i for i, _ in waiting], refiner.start([crop for _, crop in waiting])))
         progress.update(len(rows))
 
+
+def _write_outcome(options: RefineOptions, rows: list[dict], journal: "_Journal") -> dict:
+    """The output and its report, each whole; returns the report."""
+    reasons = journal.reasons
     output, moved = [], 0
     for index, row in enumerate(rows):
-        if index in refined:
-            keypoints, changed = _merge(row["keypoints"], refined[index])
+        if index in journal.refined:
+            keypoints, changed = _merge(row["keypoints"], journal.refined[index])
             moved += changed
             row = {**row, "keypoints": keypoints}
         output.append(row)
     report = {
         "detections": str(options.detections),
         "rows": len(rows),
-        "refined": len(refined),
+        "refined": len(journal.refined),
         "joints_moved": moved,
         "passed_through": [
             {"row": i, "image_id": rows[i]["image_id"], "reason": reasons[i]} for i in sorted(reasons)
@@ -291,9 +304,6 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
     }
     write_json(options.out, output)
     write_json(options.out.with_name(options.out.name + ".report.json"), report)
-    if options.pictures:
-        _write_pictures(options, skeleton, rows, output, files)
-    journal.remove()
     return report
 
 
@@ -368,9 +378,13 @@ class _Journal:
         self._write({"row": index, "reason": reason})
         self.reasons[index] = reason
 
-    def remove(self) -> None:
+    def __enter__(self) -> "_Journal":
+        return self
+
+    def __exit__(self, *failed) -> None:
         self._file.close()
-        self.path.unlink()
+        if failed[0] is None:
+            self.path.unlink()
 
 
 def _fingerprint(options: RefineOptions) -> str:
@@ -409,7 +423,7 @@ def before_and_after(image: np.ndarray, before: np.ndarray, after: np.ndarray, s
     """A picture of one person: [K, 3] poses in the image frame, cropped around both, 400 px high."""
     present = [pose[:, 2] > 0 for pose in (before, after)]
     points = np.concatenate([before[present[0], :2], after[present[1], :2]])
-    box = geometry.grow_box(geometry.joint_extent(points, np.ones(len(points), bool)), 1.4, minimum=20)
+    box = geometry.grow_box(geometry.joint_extent(points, np.ones(len(points), bool)), 1.4, minimum=20.0)
     height = 400
     width = int(np.clip(height * box[2] / box[3], 200, 800))
     place = geometry.crop_geometry(geometry.fit_aspect(box, (height, width)), (height, width))

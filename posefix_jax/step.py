@@ -105,7 +105,7 @@ def make_training_pose(
     labelled = record.labelled & trained
     if inputs.box == "joints":
         box = geometry.crop_box_of_joints(record.patch_xy, labelled, crop_hw, xp=jnp)
-        box = jnp.where(labelled.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]]))
+        box = jnp.where(labelled.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]], jnp.float32))
     else:
         box = geometry.grow_box(
             geometry.fit_aspect(record.box, crop_hw, xp=jnp), geometry.CROP_PADDING, minimum=1.0, xp=jnp
@@ -134,7 +134,7 @@ def make_training_pose(
         overlap=record.overlap,
     )
     pose = _real_or_withheld(choice_key, pose, record, to_crop, trained, inputs)
-    inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1]) - 0.5)
+    inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1], jnp.float32) - 0.5)
     return TrainingPose(crop, crop_xy, labelled & inside.all(axis=-1) & (record.weight > 0), pose, area)
 
 
@@ -165,7 +165,7 @@ def ks(distance_squared, area, skeleton):
 
 
 def _mean(values, valid):
-    return jnp.where(valid, values, 0.0).sum() / jnp.maximum(valid.sum(), 1)
+    return jnp.where(valid, values, 0.0).sum() / jnp.maximum(valid.sum(dtype=jnp.float32), 1.0)
 
 
 def make_train_step(
@@ -210,7 +210,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
-            decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
+            done = state.step.astype(jnp.float32)
+            decay = jnp.minimum(average_decay, (1 + done) / (10 + done))
             now = {"params": params, "batch_stats": batch_stats}
             average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, now)
 
@@ -226,7 +227,7 @@ def make_train_step(
             "coordinate": terms["coordinate"],
             "ks_input": mean_ks(poses.input.crop_xy, poses.valid & poses.input.present),
             "ks_output": mean_ks(crop_xy, poses.valid),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
@@ -334,7 +335,7 @@ def make_eval_step(*, spec: RefinerSpec, errors: ErrorModel, detected: bool = Fa
 
     def crop_of(record, patch_xy, present):
         box = geometry.crop_box_of_joints(patch_xy, present, crop_hw, xp=jnp)
-        box = jnp.where(present.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]]))
+        box = jnp.where(present.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]], jnp.float32))
         affine = geometry.crop_affine(box, crop_hw, frame=spec.model.frame, xp=jnp)
         return warp(record.patch, affine, crop_hw), affine
 

@@ -106,7 +106,7 @@ def training_batches(
     if batch_size % processes:
         raise PosefixError(f"a batch of {batch_size} cannot be split over {processes} processes")
     count = len(people)
-    positions = grain.MapDataset.source(people).seed(seed).shuffle().repeat()
+    positions = grain.MapDataset.source(people).seed(seed).shuffle().repeat(1 << 30)
 
     def with_epoch(position, element):
         index, record = element

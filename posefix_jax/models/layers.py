@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
@@ -15,7 +16,7 @@ class Conv(nn.Module):
     kernel: int
     stride: int = 1
     use_bias: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = he_normal
 
     @nn.compact
@@ -67,7 +68,7 @@ class TransposedConv(nn.Module):
     """A bias-free 4x4 transposed convolution of stride 2, kernel stored as [4, 4, in, out]."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x):
@@ -93,7 +94,7 @@ class BatchNorm(nn.Module):
 
     epsilon: float = 1e-5
     momentum: float = 0.99
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     zero_scale: bool = False
 
     @nn.compact

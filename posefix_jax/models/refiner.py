@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from posefix_jax import heatmaps
@@ -68,7 +69,7 @@ class RefinerNetwork(nn.Module):
 
     config: ModelConfig
     num_joints: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -98,7 +99,7 @@ class RefinerNetwork(nn.Module):
         return head(x.astype(jnp.float32))
 
 
-def compute_dtype() -> jnp.dtype:
+def compute_dtype() -> DTypeLike:
     """bfloat16 where the default backend computes in it, float32 on the CPU."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 

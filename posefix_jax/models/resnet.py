@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from posefix_jax.models.layers import Conv, max_pool
 
@@ -24,7 +25,7 @@ class Unit(nn.Module):
     stride: int
     bottleneck: bool
     norm: Callable[..., nn.Module]
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -51,7 +52,7 @@ class ResNet(nn.Module):
     name_of_depth: str
     width: int
     norm: Callable[..., nn.Module]
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x, *, train: bool):

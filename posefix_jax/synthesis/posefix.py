@@ -129,7 +129,7 @@ def synthesize_pose(
         exempt = (slot_source == target) & ~is_miss | is_swap & (target >= 2)
         allowed &= far_enough | ~exists[target] | exempt[:, None, None, None]
     allowed = allowed.reshape(len(slots), _CELLS, -1)
-    remaining = allowed.sum(axis=1) * slot_weight.astype(np.float32)[:, None]  # [Q, K]
+    remaining = allowed.sum(axis=1, dtype=jnp.float32) * slot_weight.astype(np.float32)[:, None]  # [Q, K]
 
     count = labelled.sum()
     overlap = others_labelled.any(axis=-1).sum() if overlap is None else overlap

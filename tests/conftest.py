@@ -1,0 +1,137 @@
+"""Eight simulated devices, set before jax starts; small people and refiners that tests share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import json
+import tempfile
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posefix_jax import heatmaps
+from posefix_jax.geometry import crop_to_heat
+from posefix_jax.models import STRIDE, ModelConfig, RefinerSpec
+from posefix_jax.skeleton import COCO
+
+# One compile a program for the whole session, however many runs a test makes of it.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="posefix-test-cache-"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def golden():
+    """Loads a file of recorded outputs of the released code; skips where they are not at hand."""
+
+    def load(name):
+        path = SHARED / "golden" / name
+        if not path.is_file():
+            pytest.skip(f"recorded outputs of the released code are not here ({path})")
+        return np.load(path)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> RefinerSpec:
+    model = ModelConfig(backbone="resnet18", width=4, head_channels=4, crop_hw=(64, 64), pose_sigma=2.0)
+    return RefinerSpec(COCO, model, (True,) * 17)
+
+
+def identity_network(spec: RefinerSpec):
+    """A network that says that every joint is where its input says, as the exact one-hot map of that place."""
+
+    def network(variables, image, crop_xy, present):
+        heat_xy = crop_to_heat(crop_xy, STRIDE, spec.model.frame)
+        target = jax.vmap(lambda xy: heatmaps.encode_one_hot(xy, spec.model.heat_hw))(heat_xy)
+        return jnp.log(jnp.maximum(target, 1e-30))
+
+    return network
+
+
+def make_people(folder: Path, *, images: int = 3, people: int = 2, seed: int = 0) -> tuple[Path, Path]:
+    """A COCO annotation file and photographs of noise with people of plausible proportions in them."""
+    rng = np.random.default_rng(seed)
+    # A standing figure, unit height: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
+    figure = np.array(
+        [(0, -0.42), (0.02, -0.44), (-0.02, -0.44), (0.05, -0.43), (-0.05, -0.43), (0.12, -0.3), (-0.12, -0.3)]
+        + [(0.16, -0.15), (-0.16, -0.15), (0.18, 0.0), (-0.18, 0.0), (0.08, 0.02), (-0.08, 0.02)]
+        + [(0.09, 0.25), (-0.09, 0.25), (0.09, 0.48), (-0.09, 0.48)]
+    )
+    (folder / "images").mkdir(parents=True)
+    content = {"images": [], "annotations": [], "categories": [category()]}
+    for i in range(images):
+        name = f"{i + 1:012d}.png"
+        cv2.imwrite(str(folder / "images" / name), rng.integers(0, 255, (240, 320, 3), dtype=np.uint8))
+        content["images"].append({"id": i + 1, "file_name": name, "height": 240, "width": 320})
+        for _ in range(people):
+            height = rng.uniform(80, 160)
+            xy = figure * height + rng.uniform((80, 90), (240, 150)) + rng.normal(0, 2, figure.shape)
+            seen = rng.random(17) > 0.15
+            low, high = xy.min(axis=0), xy.max(axis=0)
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": i + 1,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "bbox": [*low, *(high - low)],
+                    "area": float(0.5 * np.prod(high - low)),
+                    "num_keypoints": int(seen.sum()),
+                    "keypoints": np.column_stack([np.where(seen[:, None], xy, 0), 2 * seen]).reshape(-1).tolist(),
+                }
+            )
+    path = folder / "truth.json"
+    path.write_text(json.dumps(content))
+    return path, folder / "images"
+
+
+def category() -> dict:
+    return {"id": 1, "name": "person", "keypoints": list(COCO.joints), "skeleton": [[a + 1, b + 1] for a, b in COCO.limbs]}
+
+
+def detections_of(truth: Path, *, noise: float = 4.0, seed: int = 1) -> list[dict]:
+    """A results file's rows: every annotated person, joints moved by noise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for entry in json.loads(truth.read_text())["annotations"]:
+        joints = np.asarray(entry["keypoints"]).reshape(17, 3)
+        joints[:, :2] = np.round(joints[:, :2] + rng.normal(0, noise, (17, 2)), 2)
+        joints[:, 2] = np.where(joints[:, 2] > 0, np.round(rng.uniform(0.3, 1, 17), 3), 0)
+        rows.append(
+            {
+                "image_id": entry["image_id"],
+                "category_id": 1,
+                "keypoints": joints.reshape(-1).tolist(),
+                "score": round(float(rng.random()), 4),
+                "track": f"kept-{len(rows)}",
+            }
+        )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory) -> tuple[Path, Path]:
+    return make_people(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture(scope="session")
+def prepared(people, tmp_path_factory) -> Path:
+    from posefix_jax.prepare import PrepareOptions, prepare
+
+    truth, images = people
+    out = tmp_path_factory.mktemp("prepared") / "people"
+    detections = out.with_name("detections.json")
+    detections.write_text(json.dumps(detections_of(truth)))
+    prepare(PrepareOptions(annotations=truth, images=images, out=out, detections=(detections,), patch=96, shard_size=4))
+    return out
+
+

@@ -1,0 +1,211 @@
+import json
+
+import numpy as np
+import pytest
+
+from conftest import detections_of, make_people
+from posefix_jax.data.coco import box_iou, read_annotations, read_results
+from posefix_jax.data.images import UnreadableImage, decode_jpeg, find_images, read_image, warp_affine
+from posefix_jax.data.pipeline import People, evaluation_batches, to_arrays, training_batches
+from posefix_jax.data.records import Manifest, Record
+from posefix_jax.prepare import PrepareOptions, prepare
+from posefix_jax.skeleton import COCO
+from posefix_jax.types import PosefixError
+
+
+def test_record_round_trip():
+    rng = np.random.default_rng(0)
+    record = Record(
+        jpeg=b"\xff\xd8...",
+        side=64,
+        joints=rng.uniform(0, 64, (17, 3)).round(2).astype(np.float32),
+        others=rng.uniform(0, 64, (2, 17, 3)).round(2).astype(np.float32),
+        detected=np.zeros((0, 17, 3), np.float32),
+        box=(1.0, 2.0, 3.0, 4.0),
+        area=12.5,
+        overlap=2,
+        patch_to_image=(0.5, 10.0, 20.0),
+        image_id=7,
+        annotation_id=9,
+    )
+    again = Record.decode(record.encode())
+    for key, value in vars(record).items():
+        np.testing.assert_array_equal(getattr(again, key), value)
+        assert np.shape(getattr(again, key)) == np.shape(value)
+    for broken in (b"", b"\x00", record.encode()[:20], b"\xff\xff\xff\xff{}"):
+        with pytest.raises(ValueError):
+            Record.decode(broken)
+
+
+def test_prepared_people_are_the_annotated_ones(people, prepared):
+    """Every joint comes back to the photograph's frame; neighbours, overlap and detections are there."""
+    truth = read_annotations(people[0])
+    manifest = Manifest.read(prepared)
+    source = People([prepared])
+    assert manifest.people == len(source) == len(truth.people) == 6 and len(manifest.shards) == 2
+    detected = 0
+    for index in range(len(source)):
+        _, record = source[index]
+        person = next(p for p in truth.people if p.annotation_id == record.annotation_id)
+        scale, x, y = record.patch_to_image
+        back = record.joints[:, :2] * scale + (x, y)
+        np.testing.assert_allclose(back[person.labelled], person.joints[person.labelled, :2], atol=0.02)
+        np.testing.assert_array_equal(record.joints[:, 2] > 0, person.labelled)
+        np.testing.assert_allclose(record.area * scale**2, person.area, rtol=1e-5)
+        others = [p for p in truth.people if p.image_id == person.image_id and p is not person]
+        iou = box_iou(np.array(person.box), np.array([p.box for p in others]))
+        assert record.overlap == len(record.others) == (iou >= 0.1).sum()
+        assert decode_jpeg(record.jpeg).shape == (record.side, record.side, 3)
+        detected += len(record.detected)
+    assert detected == manifest.detections >= 4
+
+
+def test_patch_shows_the_photograph_where_it_says(people, prepared):
+    """A patch pixel is the photograph's at the mapped place, black outside."""
+    truth = read_annotations(people[0])
+    _, record = People([prepared])[0]
+    image = read_image(people[1] / truth.file_names[record.image_id]).astype(float)
+    patch = decode_jpeg(record.jpeg).astype(float)
+    scale, x, y = record.patch_to_image
+    h, w = image.shape[:2]
+    outside = x + scale * np.arange(record.side) < -1
+    assert not outside.any() or patch[:, outside].mean() < 8
+    # Means over 24 x 24 patch pixels: noise photographs, so only where both look at the same pixels do they agree.
+    for row in range(0, record.side - 24, 24):
+        for column in range(0, record.side - 24, 24):
+            left, top = x + scale * (column - 0.5), y + scale * (row - 0.5)
+            right, bottom = left + 24 * scale, top + 24 * scale
+            if left >= 0 and top >= 0 and right < w and bottom < h:
+                area = image[round(top + 0.5) : round(bottom + 0.5), round(left + 0.5) : round(right + 0.5)]
+                assert abs(area.mean() - patch[row : row + 24, column : column + 24].mean()) < 6
+
+
+def test_unreadable_photograph_is_a_record_of_weight_zero(tmp_path):
+    truth, images = make_people(tmp_path)
+    (images / f"{1:012d}.png").write_bytes(b"not an image")
+    (images / f"{2:012d}.png").unlink()
+    (manifest,) = prepare(PrepareOptions(annotations=truth, images=images, out=tmp_path / "out", patch=96))
+    assert manifest.people == 6 and len(manifest.unreadable) == 2
+    batch = next(evaluation_batches(People([tmp_path / "out"]), batch_size=8))
+    np.testing.assert_array_equal(batch["weight"], [0, 0, 0, 0, 1, 1, 0, 0])
+
+
+def test_holdout_divides_photographs(tmp_path):
+    truth, images = make_people(tmp_path, images=12)
+    manifests = prepare(
+        PrepareOptions(annotations=truth, images=images, out=tmp_path / "out", patch=96, holdout=0.4)
+    )
+    assert sum(m.people for m in manifests) == 24
+    ids = [{People([tmp_path / name])[i][1].image_id for i in range(m.people)} for name, m in zip(("out", "out-holdout"), manifests, strict=True)]
+    assert ids[0] and ids[1] and not ids[0] & ids[1]
+
+
+def test_every_epoch_sees_everybody_once_on_any_number_of_processes(prepared):
+    people = People([prepared])
+
+    def samples(processes):
+        parts = [
+            training_batches(people, batch_size=4, seed=3, threads=1, process=p, processes=processes)
+            for p in range(processes)
+        ]
+        batches = [[next(part) for part in parts] for _ in range(6)]
+        return [
+            [(int(e), int(s)) for local in batch for e, s in zip(local["epoch"], local["sample"], strict=True)]
+            for batch in batches
+        ]
+
+    alone = samples(1)
+    assert samples(2) == alone and samples(4) == alone
+    flat = [pair for batch in alone for pair in batch]
+    for epoch in range(4):
+        assert sorted(s for e, s in flat if e == epoch) == list(range(6))
+    assert flat[:6] != flat[6:12]
+
+
+def test_position_is_restored(prepared):
+    people = People([prepared])
+    batches = training_batches(people, batch_size=4, seed=0, threads=2)
+    for _ in range(3):
+        next(batches)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = [next(batches)["sample"].tolist() for _ in range(3)]
+    again = training_batches(people, batch_size=4, seed=0, threads=2)
+    again.set_state(state)
+    assert [next(again)["sample"].tolist() for _ in range(3)] == expected
+
+
+def test_zoom_keeps_joints_on_their_pixels(prepared):
+    index, record = People([prepared])[0]
+    arrays = to_arrays(index, record, epoch=0, patch=2 * record.side)
+    assert arrays["patch"].shape == (2 * record.side,) * 2 + (3,)
+    labelled = record.joints[:, 2] > 0
+    np.testing.assert_allclose(arrays["patch_xy"][labelled], record.joints[labelled, :2] * 2 + 0.5, atol=1e-4)
+
+
+def test_warp_shrinks_without_aliasing():
+    """A checkerboard of single pixels becomes grey, and a ramp stays where it is."""
+    board = np.indices((256, 256)).sum(axis=0) % 2 * 255
+    ramp = np.repeat(np.arange(256)[None], 256, axis=0)
+    image = np.stack([board, ramp, ramp.T], axis=-1).astype(np.uint8)
+    affine = np.array([[0.25, 0, 0.25 * 0.5 - 0.5], [0, 0.25, 0.25 * 0.5 - 0.5]])
+    small = warp_affine(image, affine, (64, 64)).astype(float)[2:-2, 2:-2]
+    assert np.abs(small[..., 0] - 127.5).max() < 3
+    expected = (np.arange(64) * 4 + 1.5)[2:-2]
+    assert np.abs(small[..., 1] - expected[None]).max() < 1.5 and np.abs(small[..., 2] - expected[:, None]).max() < 1.5
+
+
+def test_find_images(tmp_path):
+    for name in ("000000000139.jpg", "im00012.png", "frame_7.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert find_images(tmp_path, [139, 5]) == {139: tmp_path / "000000000139.jpg"}
+    assert find_images(tmp_path, ["im00012"]) == {"im00012": tmp_path / "im00012.png"}
+    (tmp_path / "000000000139.jpg").unlink()
+    assert find_images(tmp_path, [12]) == {12: tmp_path / "im00012.png"}
+    with pytest.raises(PosefixError, match="none of the 1 photographs"):
+        find_images(tmp_path, [3])
+    with pytest.raises(PosefixError, match="no such image folder"):
+        find_images(tmp_path / "none", [3])
+    with pytest.raises(UnreadableImage):
+        read_image(tmp_path / "im00012.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"image_id": 1,', "broken JSON at byte 16"),
+        ("[]", "an empty list"),
+        ('{"images": [], "annotations": []}', "as an annotation file is"),
+        ("3", "expected a list of result rows"),
+        ("[3]", "row 0 is int"),
+        ('[{"keypoints": []}]', "row 0 has no image_id"),
+        ('[{"image_id": 1, "keypoints": [1, 2, 3]}]', "3 keypoint values, expected 51"),
+        ('[{"image_id": 1, "keypoints": [' + ", ".join(['"a"'] * 51) + "]}]", "is no number"),
+    ],
+)
+def test_bad_results_are_named(tmp_path, content, message):
+    path = tmp_path / "d.json"
+    path.write_text(content)
+    with pytest.raises(PosefixError, match=message):
+        read_results(path, COCO)
+
+
+def test_bad_annotations_are_named(tmp_path, people):
+    results = tmp_path / "r.json"
+    results.write_text(json.dumps(detections_of(people[0])))
+    with pytest.raises(PosefixError, match="as a results file is"):
+        read_annotations(results)
+    with pytest.raises(PosefixError, match="No such file"):
+        read_annotations(tmp_path / "none.json")
+    content = json.loads(people[0].read_text())
+    content["annotations"][1]["keypoints"] = [1, 2]
+    results.write_text(json.dumps(content))
+    with pytest.raises(PosefixError, match="annotation 1 has 2 keypoint values"):
+        read_annotations(results)
+
+
+def test_prepare_keeps_what_is_not_its_own(tmp_path, people):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("...")
+    with pytest.raises(PosefixError, match="manifest"):
+        prepare(PrepareOptions(annotations=people[0], images=people[1], out=tmp_path / "precious"))
+    assert (tmp_path / "precious" / "thesis.txt").exists()

@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posefix_jax.models import DecodeConfig, ModelConfig, RefinerSpec
+from posefix_jax.models.layers import Conv, max_pool, transposed_conv, transposed_conv_by_phase
+from posefix_jax.models.resnet import STAGES
+from posefix_jax.skeleton import COCO
+from posefix_jax.types import PosefixError
+
+
+def test_transposed_conv_by_phase_is_the_native_one():
+    """Values and both gradients."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+    kernel = jax.random.normal(jax.random.key(1), (4, 4, 3, 6))
+    weight = jax.random.normal(jax.random.key(2), (2, 10, 8, 6))
+
+    def native(x, kernel):
+        return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def outcome(f):
+        return f(x, kernel), *jax.grad(lambda x, k: (f(x, k) * weight).sum(), (0, 1))(x, kernel)
+
+    for ours, theirs in zip(outcome(transposed_conv_by_phase), outcome(native), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(transposed_conv(x, kernel), native(x, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_conv_is_a_convolution(kernel, stride):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 6, 3))
+    layer = Conv(5, kernel, stride)
+    variables = layer.init(jax.random.key(1), x)
+    pad = (kernel - 1) // 2
+    plain = jax.lax.conv_general_dilated(
+        x, variables["params"]["kernel"], (stride,) * 2, [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(layer.apply(variables, x), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (9, 7)])
+def test_max_pool_is_a_windowed_maximum(size):
+    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, *size, 3)))
+    plain = jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    )
+    np.testing.assert_array_equal(max_pool(x), plain)
+
+
+@pytest.mark.parametrize("backbone", STAGES)
+def test_every_backbone_has_the_known_size(backbone):
+    """Weights of the backbone alone, without the classifier: torchvision's figures, stem of 3 channels."""
+    known = {"resnet18": 11176512, "resnet34": 21284672, "resnet50": 23508032, "resnet101": 42500160, "resnet152": 58143808}
+    spec = RefinerSpec(COCO, ModelConfig(backbone=backbone), (True,) * 17)
+    shapes = jax.eval_shape(
+        spec.network().init, jax.random.key(0), jnp.zeros((1, 256, 192, 3)), jnp.zeros((1, 17, 2)), jnp.ones((1, 17), bool)
+    )
+    weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]["backbone"]))
+    assert weights - 17 * 7 * 7 * 64 == known[backbone]
+    out = jax.eval_shape(
+        spec.network().apply, shapes, jnp.zeros((2, 256, 192, 3)), jnp.zeros((2, 17, 2)), jnp.ones((2, 17), bool)
+    )
+    assert out.shape == (2, 64, 48, 17) and out.dtype == jnp.float32
+
+
+def test_spec_round_trip():
+    spec = RefinerSpec(COCO, ModelConfig(backbone="resnet18"), (True,) * 12 + (False,) * 5, DecodeConfig(keep_margin=0.1))
+    assert RefinerSpec.from_dict(spec.to_dict()) == spec
+    with pytest.raises(PosefixError, match="not a refiner's spec"):
+        RefinerSpec.from_dict({"model": {}})
+
+
+def test_configs_check_themselves():
+    with pytest.raises(PosefixError, match="did you mean 'resnet50'"):
+        ModelConfig(backbone="resnet5")
+    with pytest.raises(PosefixError, match="multiples of 32"):
+        ModelConfig(crop_hw=(250, 192))

@@ -1,0 +1,213 @@
+import dataclasses
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posefix_jax import train as train_module
+from posefix_jax.augment import AugmentConfig
+from posefix_jax.checkpoints import Checkpointer, abstract_variables, load_refiner
+from posefix_jax.config import Config, DataConfig, load_preset
+from posefix_jax.data.pipeline import People, training_batches
+from posefix_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from posefix_jax.sharding import data_mesh, place_batch, replicated, split
+from posefix_jax.step import Batch, InputConfig, make_eval_step, make_train_step, make_training_pose, sample_keys
+from posefix_jax.synthesis import PAPER
+from posefix_jax.train import initial_state, spec_of, train
+from posefix_jax.types import PosefixError
+
+PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def config(prepared, tiny_spec, tmp_path_factory) -> Config:
+    """Six steps of eight samples on six people."""
+    return Config(
+        out=str(tmp_path_factory.mktemp("runs") / "whole"),
+        epochs=8,
+        save_every=2,
+        validate_every=4,
+        log_every=2,
+        data=DataConfig(train=(str(prepared),), validation=(str(prepared),), batch_size=8, threads=1),
+        model=tiny_spec.model,
+        augment=AugmentConfig(shift=0.05, colour=0.2),
+        inputs=InputConfig(detected_share=0.3, withhold_pose=0.1, withhold_joint=0.05),
+        optimizer=OptimizerConfig(learning_rate=1e-3, average_decay=0.9),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    return jax.device_get(train(config))
+
+
+def assert_equal(a, b):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+
+def test_leaves_what_a_user_looks_at(config, whole):
+    out = Path(config.out)
+    assert int(whole.step) == 6
+    assert sorted(p.name for p in (out / "pictures").iterdir()) == [
+        f"step-{step:07d}.png" for step in (0, 4, 6)
+    ]
+    assert list((out / "metrics").glob("events.*")) and (out / "config.json").is_file()
+    variables, spec = load_refiner(out)
+    assert_equal(variables, whole.variables)
+    assert spec.model == config.model
+
+
+def test_interrupted_and_resumed_is_as_uninterrupted(config, whole, monkeypatch):
+    """Stopped within step 3, between checkpoints: same parameters, averages, optimiser, bit for bit.
+
+    That two runs of one seed are the same follows.
+    """
+    broken = dataclasses.replace(config, out=config.out + "-broken")
+    placed = []
+
+    def interrupting(mesh, batch):
+        placed.append(1)
+        if len(placed) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return place_batch(mesh, batch)
+
+    monkeypatch.setattr(train_module, "place_batch", interrupting)
+    stopped = train(broken)
+    assert int(stopped.step) == 3
+    monkeypatch.setattr(train_module, "place_batch", place_batch)
+    assert_equal(jax.device_get(train(broken)), whole)
+
+
+def test_refuses_a_run_of_another_config(config, whole):
+    with pytest.raises(PosefixError, match=r"another config: .*seed \(0 there, 1 now\)"):
+        train(dataclasses.replace(config, seed=1))
+
+
+def test_eight_devices_are_as_one(config):
+    """One step, batch statistics included, 1e-5 relative; poses and augmentation bit for bit."""
+    people = People(config.data.train)
+    spec = spec_of(config, people)
+    local = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
+    optimizer = make_optimizer(config.optimizer, 10)
+    root = jax.random.key(0)
+    options = dict(spec=spec, errors=PAPER, augment=config.augment, inputs=config.inputs)
+    step = make_train_step(**options, optimizer=optimizer, average_decay=0.9)
+
+    def poses(key, batch):
+        return jax.vmap(lambda k, record: make_training_pose(k, record, **options))(
+            sample_keys(key, batch.epoch, batch.sample), batch
+        )
+
+    mesh = data_mesh()
+    assert mesh.size == 8
+    state = jax.device_get(initial_state(config, spec, optimizer, mesh))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    everywhere, parts = replicated(mesh), split(mesh)
+    outcomes = []
+    for whole_sharding, part_sharding in ((one, one), (everywhere, parts)):
+        batch = jax.device_put(local, part_sharding)
+        drawn = jax.jit(poses, in_shardings=(whole_sharding, part_sharding))(root, batch)
+        run = jax.jit(step, in_shardings=(whole_sharding, part_sharding, whole_sharding), out_shardings=whole_sharding)
+        outcomes.append((drawn, run(jax.device_put(state, whole_sharding), batch, root)))
+    (drawn_1, (state_1, metrics_1)), (drawn_8, (state_8, metrics_8)) = outcomes
+    assert len(drawn_8.crop.sharding.device_set) == 8
+    assert_equal(jax.device_get(drawn_1), jax.device_get(drawn_8))
+    for key in metrics_1:
+        np.testing.assert_allclose(metrics_1[key], metrics_8[key], rtol=1e-5, err_msg=key)
+    for a, b in zip(jax.tree.leaves(state_1.batch_stats), jax.tree.leaves(state_8.batch_stats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_unlabelled_joints_reach_neither_input_nor_target(config):
+    """Whatever an unlabelled joint's coordinates hold, the sample is the same."""
+    people = People(config.data.train)
+    spec = spec_of(config, people)
+    batch = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
+    assert not batch.labelled.all()
+    rubbish = batch._replace(patch_xy=np.where(batch.labelled[..., None], batch.patch_xy, np.float32(1e6)))
+    options = dict(spec=spec, errors=PAPER, augment=config.augment, inputs=InputConfig())
+    make = jax.jit(
+        lambda b: jax.vmap(lambda k, r: make_training_pose(k, r, **options))(
+            sample_keys(jax.random.key(0), b.epoch, b.sample), b
+        )
+    )
+    first, second = make(batch), make(rubbish)
+    assert_equal(jax.device_get(first.input), jax.device_get(second.input))
+    np.testing.assert_array_equal(first.crop, second.crop)
+    np.testing.assert_array_equal(first.valid, second.valid)
+
+
+def test_our_own_device_code_promotes_no_dtype_by_itself(config):
+    """optax does, so the whole step cannot be held to it; what makes samples and what refines them can."""
+    people = People(config.data.train)
+    spec = spec_of(config, people)
+    batch = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
+    options = dict(spec=spec, errors=PAPER, augment=config.augment, inputs=config.inputs)
+    variables = abstract_variables(spec)
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(
+            lambda b: jax.vmap(lambda k, r: make_training_pose(k, r, **options))(
+                sample_keys(jax.random.key(0), b.epoch, b.sample), b
+            ),
+            batch,
+        )
+        refined = jax.eval_shape(make_eval_step(spec=spec, errors=PAPER), variables, batch, jax.random.key(0))
+    assert refined.refined_xy.shape == (8, 17, 2)
+
+
+def test_a_restored_state_must_fit(config, whole):
+    people = People(config.data.train)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, head_channels=8))
+    spec = spec_of(other, people)
+    state = initial_state(other, spec, make_optimizer(other.optimizer, 6), data_mesh())
+    checkpointer = Checkpointer(Path(config.out), keep=2)
+    with pytest.raises(PosefixError, match="does not fit this config"):
+        checkpointer.restore(state)
+    checkpointer.close()
+
+
+def test_learning_rates():
+    reference = learning_rate(OptimizerConfig(recipe="reference", learning_rate=5e-4), 140)
+    np.testing.assert_allclose([reference(i) for i in (0, 89, 91, 119, 121)], [5e-4, 5e-4, 5e-5, 5e-5, 5e-6], rtol=1e-5)
+    modern = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup_steps=10), 1000)
+    assert float(modern(0)) == 0 and float(modern(1000)) < 1e-8
+    np.testing.assert_allclose(modern(10), 1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_traces(preset):
+    """The whole training step of the preset, by shapes alone; and its header says how to run it."""
+    config = load_preset(preset)
+    assert f"posefix train configs/{preset.name}" in preset.read_text()
+    from posefix_jax.models import RefinerSpec
+    from posefix_jax.skeleton import COCO
+
+    spec = RefinerSpec(COCO, config.model, (True,) * 17, config.decode)
+    optimizer = make_optimizer(config.optimizer, 100)
+    state = jax.eval_shape(lambda: initial_state(dataclasses.replace(config, init=""), spec, optimizer, data_mesh()))
+    b, k = config.data.batch_size, 17
+    shapes = Batch(
+        *(
+            jax.ShapeDtypeStruct((b, *shape), dtype)
+            for shape, dtype in (
+                ((384, 384, 3), jnp.uint8), ((k, 2), jnp.float32), ((k,), bool), ((4, k, 2), jnp.float32),
+                ((4, k), bool), ((), jnp.int32), ((8, k, 2), jnp.float32), ((8, k), bool), ((4,), jnp.float32),
+                ((), jnp.float32), ((), jnp.float32), ((), jnp.int32), ((), jnp.int32),
+            )
+        )
+    )  # fmt: skip
+    step = make_train_step(
+        spec=spec,
+        errors=PAPER,
+        augment=config.augment,
+        inputs=config.inputs,
+        optimizer=optimizer,
+        average_decay=config.optimizer.averages,
+    )
+    after, metrics = jax.eval_shape(step, state, shapes, jax.random.key(0))
+    assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
+    assert set(metrics) >= {"loss", "heatmap", "coordinate", "ks_input", "ks_output"}
