@@ -1,11 +1,19 @@
-"""`posefix ship`: a trained refiner as a small checkpoint of its own, without what only training needs."""
+"""`posefix ship`: a trained refiner as a small checkpoint of its own, its decoder tuned on people held out."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from posefix_jax.checkpoints import load_refiner, save_refiner
+from posefix_jax.models import DecodeConfig
+from posefix_jax.synthesis import load_error_model
+from posefix_jax.types import PosefixError
+from posefix_jax.validate import Validator, line_of
+
+TEMPERATURES = (1.0, 1.5, 2.0)
+KEEP_MARGINS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,9 @@ class ShipOptions:
     """a training run or checkpoint"""
     out: Path
     """folder to write; must not exist"""
+    tune: tuple[str, ...] = ()
+    """prepared folders of people held out from training: temperature and keep_margin are chosen for the highest KS of
+    their stored detections (of synthetic poses where there are none)"""
     keep_margin: float | None = None
     """set the gain of expected KS that a joint must promise to be moved"""
     temperature: float | None = None
@@ -23,11 +34,41 @@ class ShipOptions:
 
 
 def ship(options: ShipOptions) -> str:
-    """Returns a line for the terminal. Raises PosefixError: no refiner there, or the folder exists."""
+    """Returns a line for the terminal.
+
+    Raises:
+      PosefixError: no refiner there, the folder exists, or the people to tune on are of another skeleton.
+    """
+    if options.out.exists():
+        raise PosefixError(f"{options.out}: exists; remove it or write elsewhere")
     variables, spec = load_refiner(options.checkpoint)
+    if options.tune:
+        spec = replace(spec, decode=tune(variables, spec, options.tune))
     given = {"keep_margin": options.keep_margin, "temperature": options.temperature}
     given = {key: value for key, value in given.items() if value is not None}
     spec = replace(spec, decode=replace(spec.decode, **given))
     save_refiner(options.out, variables, spec, dtype=np.float16)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     return f"{options.out}: {size / 1e6:.1f} MB, {spec.decode}"
+
+
+def tune(variables, spec, folders: tuple[str, ...]) -> DecodeConfig:
+    """The decoder with the highest KS on these people; prints a line for each that was tried."""
+    best, decode = -1.0, spec.decode
+    for temperature in TEMPERATURES:
+        # With a margin of 0 every joint that promises any gain moves: the other margins follow from its promises.
+        open_spec = replace(spec, decode=DecodeConfig("ks", 0.0, temperature))
+        validator = Validator(folders, open_spec, load_error_model("paper"))
+        poses = {kind: validator.poses(kind, variables) for kind in validator.kinds}
+        for keep_margin in KEEP_MARGINS:
+            scores = {}
+            for kind, moved in poses.items():
+                kept = moved.present & (moved.output_ks - moved.input_ks <= keep_margin)
+                refined_xy = np.where(kept[..., None], moved.input_xy, moved.refined_xy)
+                scores[kind] = validator.score(moved._replace(refined_xy=refined_xy))
+                line = f"temperature {temperature}, keep_margin {keep_margin}: {line_of(kind, scores[kind])}"
+                print(line, file=sys.stderr, flush=True)
+            ks = scores[validator.kinds[-1]]["ks_refined"]
+            if ks > best:
+                best, decode = ks, DecodeConfig("ks", keep_margin, temperature)
+    return decode

@@ -298,11 +298,12 @@ def _maps(logits, decode):
 
 
 class Evaluated(NamedTuple):
-    """Input and refined poses of a batch of records, patch pixels."""
+    """Input and refined poses of a batch of records, patch pixels, and their expected KS."""
 
     input_xy: Float[Array, "B K 2"]
     present: Bool[Array, "B K"]
     refined_xy: Float[Array, "B K 2"]
+    input_ks: Float[Array, "B K"]
     output_ks: Float[Array, "B K"]
 
 
@@ -349,6 +350,6 @@ def make_eval_step(*, spec: RefinerSpec, errors: ErrorModel, detected: bool = Fa
         refined_xy = jax.vmap(geometry.apply_affine)(back, refined.crop_xy)
         # A joint that did not move keeps its exact coordinates.
         refined_xy = jnp.where(refined.moved[..., None], refined_xy, input_xy)
-        return Evaluated(input_xy, present, refined_xy, refined.output_ks)
+        return Evaluated(input_xy, present, refined_xy, refined.input_ks, refined.output_ks)
 
     return eval_step

@@ -19,13 +19,13 @@ from posefix_jax.data.coco import read_json
 from posefix_jax.data.pipeline import People, training_batches
 from posefix_jax.models import STRIDE, RefinerSpec, compute_dtype
 from posefix_jax.optimizer import learning_rate, make_optimizer
-from posefix_jax.report.pictures import GREEN, WHITE, draw_pose, sheet, side_by_side, write_picture
+from posefix_jax.report.pictures import GREEN, WHITE, draw_pose, kind_legend, sheet, side_by_side, write_picture
 from posefix_jax.report.progress import format_seconds
 from posefix_jax.sharding import data_mesh, place_batch, replicated, split
 from posefix_jax.step import Batch, TrainState, make_train_step, make_training_pose, sample_keys
 from posefix_jax.synthesis import load_error_model
-from posefix_jax.types import ErrorKind, PosefixError
-from posefix_jax.validate import Validator
+from posefix_jax.types import PosefixError
+from posefix_jax.validate import Validator, line_of
 
 _MAY_CHANGE = {"save_every", "validate_every", "log_every", "keep"}
 """Fields of a run's config that a resumed run may set anew without changing its outcome."""
@@ -45,7 +45,7 @@ def train(config: Config) -> TrainState:
     spec = spec_of(config, people)
     errors = load_error_model(config.errors)
     errors.table(spec.skeleton)
-    validator = Validator(config, spec, errors) if config.data.validation else None
+    validator = Validator(config.data.validation, spec, errors) if config.data.validation else None
     _settle_config(config, out)
 
     mesh = data_mesh()
@@ -106,7 +106,7 @@ def train(config: Config) -> TrainState:
                 checkpointer.save(state, batches.get_state(), spec)
             if validator is not None and (last or step % config.validate_every == 0):
                 with log.paused():
-                    validator.run(step, state.variables, writer)
+                    log.validation(step, validator.run(state.variables))
                     picture(out / "pictures" / f"step-{step:07d}.png", state, batch, root)
         log.flush()
         checkpointer.save(state, batches.get_state(), spec)
@@ -229,23 +229,9 @@ def _make_picture(config: Config, spec: RefinerSpec, errors):
                     ["crop", "truth", "input, by error", "prediction"],
                 )
             )
-        write_picture(path, sheet([_legend(rows[0].shape[1]), *rows]))
+        write_picture(path, sheet([kind_legend(), *rows]))
 
     return picture
-
-
-def _legend(width: int) -> np.ndarray:
-    import cv2
-
-    from posefix_jax.report.pictures import KIND_COLOURS
-
-    bar = np.full((22, width, 3), 255, np.uint8)
-    for i, kind in enumerate(ErrorKind):
-        x = 6 + i * 78
-        cv2.circle(bar, (x + 4, 11), 5, KIND_COLOURS[kind], -1, cv2.LINE_AA)
-        name = "real" if kind is ErrorKind.ABSENT else kind.name.lower()
-        cv2.putText(bar, name, (x + 13, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (30, 30, 30), 1, cv2.LINE_AA)
-    return bar
 
 
 class _Interrupt:
@@ -290,6 +276,14 @@ class _Log:
         since = time.monotonic()
         yield
         self.started += time.monotonic() - since
+
+    def validation(self, step: int, scores: dict) -> None:
+        if jax.process_index():
+            return
+        for kind, of_kind in scores.items():
+            print(f"validation at step {step}, {line_of(kind, of_kind)}", file=sys.stderr, flush=True)
+            for key, value in of_kind.items():
+                self.writer.add_scalar(f"validation/{kind}_{key}", value, step)
 
     def after_step(self, step: int, metrics: dict) -> None:
         self.step = step

@@ -1,45 +1,61 @@
 """Validation within training: refined against input poses, by KS and by AP."""
 
 import functools
-import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from posefix_jax.data.pipeline import People, evaluation_batches
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, quiet_coco
+from posefix_jax.models import RefinerSpec
 from posefix_jax.step import Batch, make_eval_step
+from posefix_jax.synthesis import ErrorModel
 from posefix_jax.types import PosefixError
 
 
+class Poses(NamedTuple):
+    """Input and refined poses of all validation people, [N, K, ...], image frame; see `step.Evaluated`."""
+
+    input_xy: np.ndarray
+    present: np.ndarray
+    refined_xy: np.ndarray
+    input_ks: np.ndarray
+    output_ks: np.ndarray
+
+
 class Validator:
-    """Refines the validation people's synthetic poses, and their stored detections if there are any.
+    """Refines the synthetic poses of prepared people, and their stored detections if there are any.
 
     The synthetic poses are drawn with a fixed key: the same at every validation of every run.
+
+    Attributes:
+      kinds: the kinds of input there are: `synthetic`, and `detected` if any detection is stored.
     """
 
-    def __init__(self, config, spec, errors):
-        self.people = People(config.data.validation)
+    def __init__(self, folders: Sequence[str], spec: RefinerSpec, errors: ErrorModel, *, batch_size: int = 32):
+        self.people = People(folders)
         if self.people.skeleton.joints != spec.skeleton.joints:
             raise PosefixError(
-                f"data.validation is of {self.people.skeleton.name}, data.train of {spec.skeleton.name}; "
-                "expected the same joints"
+                f"{', '.join(map(str, folders))}: people of skeleton {self.people.skeleton.name}, the refiner's is "
+                f"{spec.skeleton.name}; expected the same joints"
             )
         self.spec = spec
-        self.batch_size = min(config.data.batch_size, 64)
+        self.batch_size = batch_size
         detected = any(manifest.detections for manifest in self.people.manifests)
+        self.kinds = ("synthetic", "detected") if detected else ("synthetic",)
         self._steps = {
-            name: jax.jit(make_eval_step(spec=spec, errors=errors, detected=name == "detected"))
-            for name in ("synthetic", *(("detected",) if detected else ()))
+            kind: jax.jit(make_eval_step(spec=spec, errors=errors, detected=kind == "detected")) for kind in self.kinds
         }
         records = [self.people[i][1] for i in range(len(self.people))]
         self.scale = np.array([record.patch_to_image[0] for record in records])
         self.corner = np.array([record.patch_to_image[1:] for record in records])
         self.area = np.array([record.area for record in records]) * self.scale**2
+        self.zoom = np.array([self.people.patch / record.side for record in records])
         joints = np.stack([record.joints for record in records]).astype(np.float64)
         self.labelled = (joints[..., 2] > 0) & np.asarray(spec.trained_joints)
         self.true_xy = self._to_image(joints[..., :2], np.ones(len(joints)))
-        self.zoom = np.array([self.people.patch / record.side for record in records])
         self.truth = quiet_coco(self._annotations())
 
     def _to_image(self, patch_xy, zoom):
@@ -70,35 +86,34 @@ class Validator:
         category = {"id": 1, "name": "person", "keypoints": list(self.spec.skeleton.joints), "skeleton": []}
         return {"info": {}, "images": images, "annotations": annotations, "categories": [category]}
 
-    def run(self, step: int, variables, writer) -> dict:
-        """Prints a line a kind of input, writes the figures to TensorBoard, returns them."""
-        root = jax.random.key(0)
-        figures = {}
-        for name, evaluate in self._steps.items():
-            parts = []
-            for arrays in evaluation_batches(self.people, batch_size=self.batch_size):
-                parts.append(jax.device_get(evaluate(variables, Batch(**arrays), root)))
-            stacked = [np.concatenate(field)[: len(self.people)] for field in zip(*parts, strict=True)]
-            input_xy, present, refined_xy, _ = stacked
-            input_xy, refined_xy = self._to_image(input_xy, self.zoom), self._to_image(refined_xy, self.zoom)
-            given = present.any(axis=1)
-            scored = self.labelled & given[:, None]
-            similarity = functools.partial(
-                keypoint_similarity, true_xy=self.true_xy, area=self.area, skeleton=self.spec.skeleton
-            )
-            ks_input = np.where(present, similarity(input_xy), 0)[scored].mean()
-            ks_refined = similarity(refined_xy)[scored].mean()
-            ap = [self._ap(xy, given) for xy in (input_xy, refined_xy)]
-            figures[name] = {"ks_input": ks_input, "ks_refined": ks_refined, "ap_input": ap[0], "ap_refined": ap[1]}
-            print(
-                f"validation at step {step}, {name} poses of {given.sum()} people: KS {ks_input:.4f} -> "
-                f"{ks_refined:.4f}, AP {ap[0]:.4f} -> {ap[1]:.4f}",
-                file=sys.stderr,
-                flush=True,
-            )
-            for key, value in figures[name].items():
-                writer.add_scalar(f"validation/{name}_{key}", float(value), step)
-        return figures
+    def poses(self, kind: str, variables) -> Poses:
+        """Runs the refiner over everybody."""
+        parts = []
+        for arrays in evaluation_batches(self.people, batch_size=self.batch_size):
+            parts.append(jax.device_get(self._steps[kind](variables, Batch(**arrays), jax.random.key(0))))
+        poses = Poses(*(np.concatenate(field)[: len(self.people)] for field in zip(*parts, strict=True)))
+        to_image = functools.partial(self._to_image, zoom=self.zoom)
+        return poses._replace(input_xy=to_image(poses.input_xy), refined_xy=to_image(poses.refined_xy))
+
+    def score(self, poses: Poses) -> dict[str, float]:
+        """Mean KS of the labelled joints and AP, before and after; an absent input joint has KS 0."""
+        given = poses.present.any(axis=1)
+        scored = self.labelled & given[:, None]
+        ks = [
+            keypoint_similarity(xy, self.true_xy, self.area, self.spec.skeleton)
+            for xy in (poses.input_xy, poses.refined_xy)
+        ]
+        return {
+            "people": int(given.sum()),
+            "ks_input": float(np.where(poses.present, ks[0], 0)[scored].mean()),
+            "ks_refined": float(ks[1][scored].mean()),
+            "ap_input": self._ap(poses.input_xy, given),
+            "ap_refined": self._ap(poses.refined_xy, given),
+        }
+
+    def run(self, variables) -> dict[str, dict[str, float]]:
+        """The scores of each kind of input."""
+        return {kind: self.score(self.poses(kind, variables)) for kind in self.kinds}
 
     def _ap(self, image_xy, given) -> float:
         rows = [
@@ -115,3 +130,10 @@ class Validator:
             return 0.0
         return keypoint_scores(self.truth, rows, self.spec.skeleton).figures[FIGURES[0]]
 
+
+def line_of(kind: str, scores: dict[str, float]) -> str:
+    """For the terminal."""
+    return (
+        f"{kind} poses of {scores['people']} people: KS {scores['ks_input']:.4f} -> {scores['ks_refined']:.4f}, "
+        f"AP {scores['ap_input']:.4f} -> {scores['ap_refined']:.4f}"
+    )

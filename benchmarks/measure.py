@@ -1,0 +1,41 @@
+"""What the benchmarks share: timing with a spread, and a results file with date, device and command."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+
+def seconds(run: Callable[[], object], *, repeats: int = 5) -> list[float]:
+    """Seconds of each of `repeats` runs after one that warms up; waits for the devices."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def write_result(name: str, figures: dict) -> None:
+    """Prints the figures; with `--write` also adds them to benchmarks/results/NAME.jsonl."""
+    device = jax.devices()[0]
+    line = {
+        "date": date.today().isoformat(),
+        "device": f"{len(jax.devices())} x {device.device_kind} ({platform.processor() or platform.machine()})",
+        "jax": version("jax"),
+        "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **figures,
+    }
+    print(json.dumps(line, indent=1))
+    if "--write" in sys.argv:
+        path = Path(__file__).parent / "results" / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")

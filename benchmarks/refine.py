@@ -1,0 +1,53 @@
+"""Refinement from files to file, crops a second over those of the bare compiled forward pass (flip included).
+
+    python benchmarks/refine.py DETECTIONS.json IMAGES [--write] [--checkpoint RUN]
+
+The bar is 0.8.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from measure import seconds, write_result
+
+from posefix_jax.refine import Crop, Refiner, RefineOptions, refine_rows
+
+
+def main() -> None:
+    detections, images = map(Path, sys.argv[1:3])
+    checkpoint = sys.argv[sys.argv.index("--checkpoint") + 1] if "--checkpoint" in sys.argv else None
+    refiner = Refiner.load(checkpoint)
+    model, size = refiner.spec.model, refiner.batch_size
+    rng = np.random.default_rng(0)
+    crop = Crop(
+        rng.integers(0, 255, (*model.crop_hw, 3), dtype=np.uint8),
+        None,
+        rng.uniform(0, min(model.crop_hw), (refiner.spec.skeleton.num_joints, 2)).astype(np.float32),
+        np.ones(refiner.spec.skeleton.num_joints, bool),
+    )
+    bare, whole = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(3):
+            bare += seconds(lambda: refiner.start([crop] * size)[1], repeats=3)
+            options = RefineOptions(detections=detections, images=images, out=Path(folder) / f"{i}.json")
+            start = time.perf_counter()
+            report = refine_rows(refiner, options)
+            whole.append((time.perf_counter() - start) / report["refined"])
+    bare_rate, whole_rate = size / np.median(bare), 1 / np.median(whole)
+    write_result(
+        "refine",
+        {
+            "network": f"{model.backbone} {model.crop_hw[0]}x{model.crop_hw[1]}, flip",
+            "poses": report["refined"],
+            "forward_crops_per_second": round(float(bare_rate), 1),
+            "refine_crops_per_second": round(float(whole_rate), 1),
+            "ratio": round(float(whole_rate / bare_rate), 3),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The share of augmentation, synthesis and rendering in the training step of ResNet-50 at 256x192.
+
+    python benchmarks/train_step.py [--write] [--batch 8]
+
+The bar is 5 %. The step without them is the same step on samples made beforehand.
+"""
+
+import sys
+
+import jax
+import numpy as np
+import optax
+from measure import seconds, write_result
+
+from posefix_jax import geometry, losses
+from posefix_jax.augment import AugmentConfig
+from posefix_jax.config import Config
+from posefix_jax.models import STRIDE, ModelConfig, RefinerSpec
+from posefix_jax.optimizer import make_optimizer
+from posefix_jax.sharding import data_mesh
+from posefix_jax.skeleton import COCO
+from posefix_jax.step import Batch, InputConfig, make_train_step, make_training_pose, sample_keys
+from posefix_jax.synthesis import PAPER
+from posefix_jax.train import initial_state
+
+
+def random_batch(size: int, patch: int = 384, joints: int = 17, others: int = 4) -> Batch:
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0.3 * patch, 0.7 * patch, (size, joints, 2)).astype(np.float32)
+    return Batch(
+        patch=rng.integers(0, 255, (size, patch, patch, 3), dtype=np.uint8),
+        patch_xy=xy,
+        labelled=np.ones((size, joints), bool),
+        others_xy=rng.uniform(0, patch, (size, others, joints, 2)).astype(np.float32),
+        others_labelled=np.ones((size, others, joints), bool),
+        overlap=np.full(size, others, np.int32),
+        detected_xy=np.zeros((size, 8, joints, 2), np.float32),
+        detected=np.zeros((size, 8, joints), bool),
+        box=np.tile(np.float32([100, 80, 150, 200]), (size, 1)),
+        area=np.full(size, 16000, np.float32),
+        weight=np.ones(size, np.float32),
+        sample=np.arange(size, dtype=np.int32),
+        epoch=np.zeros(size, np.int32),
+    )
+
+
+def main() -> None:
+    size = int(sys.argv[sys.argv.index("--batch") + 1]) if "--batch" in sys.argv else 8
+    config = Config(model=ModelConfig("resnet50"))
+    spec = RefinerSpec(COCO, config.model, (True,) * 17)
+    optimizer = make_optimizer(config.optimizer, 1000)
+    options = dict(spec=spec, errors=PAPER, augment=AugmentConfig(), inputs=InputConfig())
+    batch = jax.device_put(random_batch(size))
+    root = jax.random.key(0)
+    network = spec.network()
+
+    @jax.jit
+    def samples(batch, root):
+        keys = sample_keys(root, batch.epoch, batch.sample)
+        return jax.vmap(lambda key, record: make_training_pose(key, record, **options))(keys, batch)
+
+    def bare_step(state, poses):
+        def loss_of(params):
+            logits, updates = network.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                poses.crop,
+                poses.input.crop_xy,
+                poses.input.present,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            target = geometry.crop_to_heat(poses.crop_xy, STRIDE, spec.model.frame)
+            terms = losses.integral_loss(logits, target, poses.valid)
+            return terms["heatmap"] + terms["coordinate"], updates["batch_stats"]
+
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state), loss
+
+    full = jax.jit(make_train_step(**options, optimizer=optimizer), donate_argnums=0)
+    bare = jax.jit(bare_step, donate_argnums=0)
+    made = samples(batch, root)
+
+    def repeated(step, *arguments):
+        state = initial_state(config, spec, optimizer, data_mesh())._replace(average=None)
+
+        def run():
+            nonlocal state
+            state, outcome = step(state, *arguments)
+            return outcome
+
+        return run
+
+    full_run, bare_run = repeated(full, batch, root), repeated(bare, made)
+    full_seconds, bare_seconds = seconds(full_run), seconds(bare_run)
+    making = seconds(lambda: samples(batch, root))
+    step = float(np.median(full_seconds))
+    write_result(
+        "train_step",
+        {
+            "network": "resnet50 256x192",
+            "batch": size,
+            "samples_per_second": round(size / step, 2),
+            "samples_per_second_without": round(size / float(np.median(bare_seconds)), 2),
+            "spread_seconds": [round(min(full_seconds), 3), round(max(full_seconds), 3)],
+            "share_of_making_samples": round(float(np.median(making)) / step, 4),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The command as a user types it: one clear line and exit code 2 for every mistake of theirs."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import detections_of
+from posefix_jax.cli import main
+
+
+@pytest.fixture
+def files(people, tmp_path):
+    truth, images = people
+    (tmp_path / "d.json").write_text(json.dumps(detections_of(truth)))
+    return {"truth": str(truth), "images": str(images), "d": str(tmp_path / "d.json"), "out": str(tmp_path / "r.json")}
+
+
+def run(capsys, *arguments):
+    """Exit code and what was printed to standard error, which must be one line and no traceback."""
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as stopped:  # the option parser's own way out
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return code, error
+
+
+def refused(capsys, *arguments) -> str:
+    code, error = run(capsys, *arguments)
+    assert code == 2
+    lines = [line for line in error.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("posefix: "), error
+    return lines[0]
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; from posefix_jax.cli import main; main(['--help']); "
+        "assert not {'jax', 'numpy', 'tyro', 'cv2'} & set(sys.modules), sorted(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and "refine" in done.stdout, done.stderr
+
+
+def test_unknown_job(capsys):
+    assert "did you mean 'refine'" in refused(capsys, "refin")
+
+
+@pytest.mark.parametrize("job", ["refine", "evaluate", "prepare", "train", "ship", "demo"])
+def test_every_job_has_help(job, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([job, "--help"])
+    assert not stopped.value.code
+    assert "--" in capsys.readouterr().out
+
+
+def test_refine_mistakes(files, capsys, tmp_path):
+    def refine(detections=files["d"], images=files["images"], *more):
+        return refused(capsys, "refine", "--detections", detections, "--images", images, "--out", files["out"], *more)
+
+    assert "none.json: No such file" in refine(tmp_path / "none.json")
+    assert "as an annotation file is" in refine(files["truth"])
+    assert "no such image folder" in refine(files["d"], tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "none of the 3 photographs" in refine(files["d"], tmp_path / "empty")
+    assert "no such checkpoint folder" in refine(files["d"], files["images"], "--checkpoint", tmp_path / "none")
+    assert "no refiner checkpoint" in refine(files["d"], files["images"], "--checkpoint", tmp_path / "empty")
+    assert "--missing must be fill or keep" in refine(files["d"], files["images"], "--missing", "guess")
+    for content, message in (
+        ("[", "broken JSON at byte 1"),
+        ("[]", "an empty list"),
+        (json.dumps([{"image_id": 1, "category_id": 1, "keypoints": [0] * 42, "score": 1}]), "expected 51"),
+    ):
+        (tmp_path / "bad.json").write_text(content)
+        assert message in refine(tmp_path / "bad.json")
+    rows = json.loads((tmp_path / "d.json").read_text())
+    rows[0]["keypoints"][0] = float("nan")
+    (tmp_path / "nan.json").write_text(json.dumps(rows))
+    assert "row 0 cannot be refined: a value is not finite" in refine(tmp_path / "nan.json", files["images"], "--strict")
+
+
+def test_checkpoint_of_another_skeleton(files, capsys, tmp_path, tiny_spec):
+    """Its 14 joints do not fit the file's 17: said before anything is computed."""
+    import jax
+
+    from posefix_jax.checkpoints import save_refiner
+    from posefix_jax.models import RefinerSpec
+    from posefix_jax.skeleton import CROWDPOSE
+
+    spec = RefinerSpec(CROWDPOSE, tiny_spec.model, (True,) * 14)
+    h, w = spec.model.crop_hw
+    example = np.zeros((1, h, w, 3), np.float32), np.zeros((1, 14, 2), np.float32), np.ones((1, 14), bool)
+    save_refiner(tmp_path / "crowd", jax.jit(spec.network().init)(jax.random.key(0), *example), spec)
+    message = refused(
+        capsys, "refine", "--detections", files["d"], "--images", files["images"], "--out", files["out"],
+        "--checkpoint", tmp_path / "crowd",
+    )  # fmt: skip
+    assert "51 keypoint values, expected 42" in message
+
+
+def test_evaluate(files, capsys):
+    code, _ = run(capsys, "evaluate", files["d"], "--annotations", files["truth"], "--against", files["d"], "--samples", 20)
+    assert code == 0
+    assert "as a results file is" in refused(capsys, "evaluate", files["d"], "--annotations", files["d"])
+
+
+def test_prepare_and_train_mistakes(files, capsys, tmp_path):
+    arguments = ["--annotations", files["truth"], "--out", tmp_path / "p"]
+    assert "no such image folder" in refused(capsys, "prepare", *arguments, "--images", tmp_path / "none")
+    assert "no such config file" in refused(capsys, "train", "configs/none.py")
+    assert "train needs a config file" in refused(capsys, "train", "--epochs", "3")
+    preset = "configs/lspet_r18_128x96.py"
+    assert "did you mean 'resnet18'" in refused(capsys, "train", preset, "--model.backbone", "resnet1")
+    assert "posefix prepare" in refused(capsys, "train", preset, "--data.train", tmp_path, "--out", tmp_path / "run")
+    code, error = run(capsys, "train", preset, "--model.backbon", "resnet18")
+    assert code == 2 and "--model.backbone" in error

@@ -1,0 +1,87 @@
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO as Coco
+from pycocotools.cocoeval import COCOeval
+
+from conftest import detections_of
+from posefix_jax.evaluate import EvaluateOptions, evaluate, table_of
+from posefix_jax.evaluation.oks import (
+    FIGURES,
+    _Matches,
+    bootstrap_difference,
+    keypoint_scores,
+    keypoint_similarity,
+    quiet_coco,
+)
+from posefix_jax.skeleton import COCO
+from posefix_jax.types import PosefixError
+
+
+@pytest.fixture
+def files(people, tmp_path):
+    for name, noise in (("before", 8.0), ("after", 2.0)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(detections_of(people[0], noise=noise)))
+    return people[0], tmp_path / "before.json", tmp_path / "after.json"
+
+
+def test_figures_are_pycocotools_own(files):
+    truth, before, after = files
+    report = evaluate(EvaluateOptions(results=after, annotations=truth, against=before))
+    for side, path in (("before", before), ("after", after)):
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = Coco(str(truth))
+            plain = COCOeval(coco, coco.loadRes(str(path)), "keypoints")
+            plain.evaluate(), plain.accumulate(), plain.summarize()
+        np.testing.assert_allclose([report[side][name] for name in FIGURES], plain.stats)
+    assert report["difference"]["AP"] > 0.1
+    low, high = report["interval"]
+    assert low <= report["difference"]["AP"] <= high
+    assert "AP changes by +" in table_of(report)
+
+
+def test_bootstrap_ap_is_pycocotools_ap(files):
+    """Each photograph once gives AP itself; a photograph n times gives AP of a file that has it n times."""
+    truth, before, _ = files
+    content, rows = json.loads(truth.read_text()), json.loads(before.read_text())
+    scores = keypoint_scores(quiet_coco(content), rows, COCO)
+    matches = _Matches(scores.evaluator)
+    np.testing.assert_allclose(matches.average_precision(np.ones(3, int)), scores.figures["AP"], atol=1e-12)
+    counts = np.array([2, 0, 1])
+    images, annotations, repeated = [], [], []
+    for image, count in zip(content["images"], counts, strict=True):
+        for _ in range(count):
+            new = len(images) + 1
+            images.append({**image, "id": new})
+            for entry in content["annotations"]:
+                if entry["image_id"] == image["id"]:
+                    annotations.append({**entry, "image_id": new, "id": len(annotations) + 1})
+            repeated += [{**row, "image_id": new} for row in rows if row["image_id"] == image["id"]]
+    again = {**content, "images": images, "annotations": annotations}
+    expected = keypoint_scores(quiet_coco(again), repeated, COCO).figures["AP"]
+    np.testing.assert_allclose(matches.average_precision(counts), expected, atol=1e-12)
+    assert bootstrap_difference(scores, scores) == (0.0, 0.0)
+
+
+def test_ks_by_hand():
+    xy = np.zeros((1, 17, 2))
+    moved = xy + [3.0, 4.0]
+    expected = np.exp(-25 / (2 * 100 * (2 * np.asarray(COCO.sigmas)) ** 2))
+    np.testing.assert_allclose(keypoint_similarity(moved, xy, np.array([100.0]), COCO), expected[None])
+
+
+def test_refuses_other_photographs_and_missing_scores(files, tmp_path):
+    truth, before, _ = files
+    rows = json.loads(before.read_text())
+    rows[2]["image_id"] = 99
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    with pytest.raises(PosefixError, match="row 2 is of image 99"):
+        evaluate(EvaluateOptions(results=tmp_path / "x.json", annotations=truth))
+    rows[2].update(image_id=1)
+    del rows[2]["score"]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    with pytest.raises(PosefixError, match="row 2 has no score"):
+        evaluate(EvaluateOptions(results=tmp_path / "x.json", annotations=truth))
