@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from measure import seconds, write_result
 
-from posefix_jax.refine import Crop, Refiner, RefineOptions, refine_rows
+from posefix_jax.refine import RefineOptions, refine_rows
+from posefix_jax.refiner import Crop, Refiner
 
 
 def main() -> None:

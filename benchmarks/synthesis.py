@@ -17,7 +17,11 @@ from measure import seconds, write_result
 from posefix_jax.skeleton import COCO
 from posefix_jax.synthesis import PAPER, synthesize_pose
 
-RELEASED = {"17 joints alone": (17, 0, 78), "9 joints, 2 neighbours": (9, 2, 33), "12 joints, 5 neighbours": (12, 5, 12)}
+RELEASED = {
+    "17 joints alone": (17, 0, 78),
+    "9 joints, 2 neighbours": (9, 2, 33),
+    "12 joints, 5 neighbours": (12, 5, 12),
+}
 """case: labelled joints, neighbours, poses a second of the released sampler (TensorFlow 1 code, one core, measured on
 an idle machine of this size)"""
 BATCH = 4096

@@ -5,8 +5,8 @@
 Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands). Time and scores: docs/model-card.md.
 """
 
-from posefix_jax.config import Config, DataConfig
 from posefix_jax.augment import AugmentConfig
+from posefix_jax.config import Config, DataConfig
 from posefix_jax.models import ModelConfig
 from posefix_jax.optimizer import OptimizerConfig
 from posefix_jax.step import InputConfig

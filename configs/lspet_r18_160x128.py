@@ -1,4 +1,4 @@
-"""Second half of the shipped refiner: the first half's network, finer, at 160x128, the rate falling to 0.
+"""Second half of the shipped refiner: the first half's network at 160x128, under augmentation near to what it will see.
 
     posefix train configs/lspet_r18_160x128.py
 
@@ -8,8 +8,10 @@ Starts from runs/lspet_r18_128x96, which configs/lspet_r18_128x96.py trains. Tim
 from dataclasses import replace
 from pathlib import Path
 
+from posefix_jax.augment import AugmentConfig
 from posefix_jax.config import Config, load_preset
 from posefix_jax.optimizer import OptimizerConfig
+from posefix_jax.step import InputConfig
 
 
 def config() -> Config:
@@ -18,7 +20,9 @@ def config() -> Config:
         coarse,
         out="runs/lspet_r18_160x128",
         init=coarse.out,
-        epochs=5,
+        epochs=6,
+        augment=AugmentConfig(scale=0.15, rotation=20.0, rotation_probability=0.5, shift=0.03, colour=0.15),
+        inputs=InputConfig(detected_share=0.3, withhold_pose=0.02, withhold_joint=0.03),
         model=replace(coarse.model, crop_hw=(160, 128), pose_sigma=4.5),
-        optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=50, average_decay=0.998),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=50, average_decay=0.998),
     )

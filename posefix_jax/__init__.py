@@ -8,7 +8,7 @@ _HOMES = {
     "ErrorKind": "types",
     "ErrorModel": "synthesis",
     "PosefixError": "types",
-    "Refiner": "refine",
+    "Refiner": "refiner",
     "RefinerSpec": "models",
     "Skeleton": "skeleton",
     "synthesize_pose": "synthesis",

@@ -25,15 +25,15 @@ class AugmentConfig:
     shift: float = 0.0
     """the crop's centre moves by up to this share of its width and height"""
     colour: float = 0.0
-    """brightness and contrast of each channel vary by up to this share"""
+    """brightness, and contrast, vary by up to this share; the channels' contrast a little by itself"""
 
     def __post_init__(self):
-        if not 0 <= self.scale <= 0.3 or not 0 <= self.rotation <= 40:
+        if not 0 <= self.scale <= 0.3 or not 0 <= self.shift <= 0.1:
             raise PosefixError(
-                "patches are cut for scale up to 0.3 and rotation up to 40 (clipped at 80) degrees; "
-                f"found augment.scale {self.scale}, augment.rotation {self.rotation}"
+                "patches are cut for scale up to 0.3 and shift up to 0.1; "
+                f"found augment.scale {self.scale}, augment.shift {self.shift}"
             )
-        for name in ("rotation_probability", "flip_probability"):
+        for name in ("rotation_probability", "flip_probability", "colour"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PosefixError(f"augment.{name} must lie in 0..1, found {getattr(self, name)}")
 
@@ -59,9 +59,7 @@ def random_crop_affine(
     shift = config.shift * jax.random.uniform(keys["shift"], (2,), minval=-1, maxval=1) * box[2:]
     box = geometry.grow_box(jnp.concatenate([box[:2] + shift, box[2:]]), scale, xp=jnp)
     # In training both frames lay the crop alike: what differs is how heatmap cells are read.
-    affine = geometry.crop_affine(
-        box, crop_hw, frame="unbiased", rotation=jnp.deg2rad(degrees), mirror=mirror, xp=jnp
-    )
+    affine = geometry.crop_affine(box, crop_hw, frame="unbiased", rotation=jnp.deg2rad(degrees), mirror=mirror, xp=jnp)
     return affine, (crop_hw[1] / box[2]) ** 2, mirror
 
 

@@ -69,7 +69,7 @@ class Checkpointer:
 
 
 def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype=np.float32) -> None:
-    """Writes `model` and `spec` alone, the weights as `dtype` (float16 halves the size).
+    """Writes `model` and `spec` alone, the parameters as `dtype` (float16 halves the size), statistics as they are.
 
     Raises:
       PosefixError: the folder exists.
@@ -77,13 +77,12 @@ def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype=np.f
     folder = Path(folder).absolute()
     if folder.exists():
         raise PosefixError(f"{folder}: exists; remove it or write elsewhere")
-    variables = jax.tree.map(lambda array: np.asarray(array).astype(dtype), variables)
+    params = jax.tree.map(lambda array: np.asarray(array).astype(dtype), variables["params"])
+    variables = {"params": params, "batch_stats": jax.tree.map(np.asarray, variables["batch_stats"])}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             folder,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(variables), spec=ocp.args.JsonSave(spec.to_dict())
-            ),
+            args=ocp.args.Composite(model=ocp.args.StandardSave(variables), spec=ocp.args.JsonSave(spec.to_dict())),
         )
 
 

@@ -41,8 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     except PosefixError as error:
         print(f"posefix: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"posefix: {place}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("posefix: interrupted; the same command goes on from where it was", file=sys.stderr)
+        print(f"posefix: interrupted{'; the same command goes on' if job == 'refine' else ''}", file=sys.stderr)
         return 130
 
 
@@ -88,8 +92,8 @@ def _train(rest: list[str]) -> int:
 
     from posefix_jax.train import train
 
-    train(config)
-    return 0
+    _, complete = train(config)
+    return 0 if complete else 130
 
 
 def _ship(rest: list[str]) -> int:

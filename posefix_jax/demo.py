@@ -11,7 +11,8 @@ from posefix_jax.data.coco import read_json, write_json
 from posefix_jax.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.geometry import PERSON_FILL, joint_extent
-from posefix_jax.refine import Refiner, RefineOptions, before_and_after, refine_rows, summary_of
+from posefix_jax.refine import RefineOptions, before_and_after, refine_rows, summary_of
+from posefix_jax.refiner import Refiner
 from posefix_jax.report.pictures import write_picture
 from posefix_jax.skeleton import COCO
 from posefix_jax.synthesis import PAPER, synthesize_pose

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from posefix_jax.data.coco import read_annotations, read_json, read_results, write_json
-from posefix_jax.evaluation.oks import FIGURES, bootstrap_difference, keypoint_scores, quiet_coco
+from posefix_jax.data.coco import read_annotations, read_results, write_json
+from posefix_jax.evaluation.oks import FIGURES, bootstrap_difference, keypoint_scores, truth_of
 from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 
@@ -26,6 +26,10 @@ class EvaluateOptions:
     out: Path | None = None
     """also write the figures here, as JSON"""
 
+    def __post_init__(self):
+        if self.samples < 1:
+            raise PosefixError(f"--samples must be positive, found {self.samples}")
+
 
 def evaluate(options: EvaluateOptions) -> dict:
     """Scores one or two results files.
@@ -37,7 +41,12 @@ def evaluate(options: EvaluateOptions) -> dict:
       PosefixError: a file is not what it should be, or speaks of photographs that the annotations lack.
     """
     annotations = read_annotations(options.annotations)
-    truth = quiet_coco(read_json(options.annotations))
+    people = [
+        {"image_id": p.image_id, "joints": p.joints, "box": p.box, "area": p.area, "ignored": ignored}
+        for group, ignored in ((annotations.people, False), (annotations.ignored, True))
+        for p in group
+    ]
+    truth = truth_of(annotations.images, people, annotations.skeleton)
     files = {"after": options.results, **({"before": options.against} if options.against else {})}
     scores = {}
     for side, path in files.items():
@@ -63,7 +72,7 @@ def _checked_rows(path: Path, images: dict, skeleton: Skeleton, annotations: Pat
                 f"{path}: row {index} is of image {row['image_id']!r}, which {annotations} does not have; "
                 "the two files are of different photographs"
             )
-        if "score" not in row:
+        if not isinstance(row.get("score"), int | float):
             raise PosefixError(f"{path}: row {index} has no score")
     return rows
 
@@ -77,5 +86,7 @@ def table_of(report: dict) -> str:
         change = report["difference"][name]
         lines.append(f"{name:5s} {report['before'][name]:8.4f} {report['after'][name]:8.4f} {change:+8.4f}")
     low, high = report["interval"]
-    lines.append(f"AP changes by {report['difference']['AP']:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] over photographs")
+    lines.append(
+        f"AP changes by {report['difference']['AP']:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] over photographs"
+    )
     return "\n".join(lines)

@@ -50,7 +50,7 @@ def invert_affine(affine, xp=np):
 def joint_extent(xy, present, xp=np):
     """The box (x, y, w, h) that the present joints span, same frame as `xy` ([K, 2]).
 
-    With no joint present the box is not finite on NumPy's side of zero size; callers check first.
+    Without a present joint the box is not finite: callers check first.
     """
     low = xp.where(present[:, None], xy, xp.inf).min(axis=0)
     high = xp.where(present[:, None], xy, -xp.inf).max(axis=0)

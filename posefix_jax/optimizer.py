@@ -1,6 +1,7 @@
 """The optimiser as one optax chain."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import optax
@@ -12,7 +13,7 @@ from posefix_jax.types import PosefixError, nearest_names
 class OptimizerConfig:
     """How the weights are updated. Static under `jit`."""
 
-    recipe: str = "modern"
+    recipe: Literal["reference", "modern"] = "modern"
     """reference (Adam, /10 at 9/14 and 12/14 of the run, L2 on kernels) or modern (AdamW, warm-up, cosine, clipping)"""
     learning_rate: float = 1e-3
     """at its highest"""
@@ -30,11 +31,13 @@ class OptimizerConfig:
             raise PosefixError(
                 f"unknown optimizer.recipe {self.recipe!r}: {nearest_names(self.recipe, ('reference', 'modern'))}"
             )
-        if self.learning_rate <= 0 or not 0 <= self.average_decay < 1:
+        if min(self.learning_rate, self.clip_norm) <= 0 or min(self.weight_decay, self.warmup_steps) < 0:
             raise PosefixError(
-                "optimizer.learning_rate must be positive and average_decay in [0, 1), found "
-                f"{self.learning_rate}, {self.average_decay}"
+                "optimizer.learning_rate and clip_norm must be positive, weight_decay and warmup_steps not negative, "
+                f"found {self.learning_rate}, {self.clip_norm}, {self.weight_decay}, {self.warmup_steps}"
             )
+        if not 0 <= self.average_decay < 1:
+            raise PosefixError(f"optimizer.average_decay must lie in [0, 1), found {self.average_decay}")
 
     @property
     def averages(self) -> float:

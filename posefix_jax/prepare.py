@@ -13,13 +13,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from posefix_jax import geometry
 from posefix_jax.data.coco import Annotations, Person, box_iou, joints_of, read_annotations, read_results
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, find_images, ordered_map, read_image, warp_affine
-from posefix_jax.data.records import MAX_DETECTED, MAX_OTHERS, Manifest, Record
+from posefix_jax.data.records import MANIFEST, MAX_DETECTED, MAX_OTHERS, Manifest, Record
 from posefix_jax.report.progress import Progress
 from posefix_jax.types import PosefixError
 
 OVERLAP_IOU = 0.1
 """Box IoU from which people overlap (released code)."""
-MATCH_IOU = 0.5
+MAX_SCALE, MAX_SHIFT = 1.3, 0.1
+"""Largest augmentation that a patch has room for; `AugmentConfig` holds to it."""
+MATCH_IOU = 0.2
 """Extent IoU from which an estimator's pose may belong to a person, if it is the best of both."""
 
 
@@ -56,17 +58,38 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
     if len(options.detections) > MAX_DETECTED:
         raise PosefixError(f"--detections takes at most {MAX_DETECTED} files, found {len(options.detections)}")
     if options.patch < 64 or options.shard_size < 1:
-        raise PosefixError(f"--patch must be 64 or more and --shard-size positive, found {options.patch}, {options.shard_size}")
+        raise PosefixError(
+            f"--patch must be 64 or more and --shard-size positive, found {options.patch}, {options.shard_size}"
+        )
     annotations = read_annotations(options.annotations)
     if not annotations.people:
         raise PosefixError(f"{options.annotations}: nobody with a labelled joint in it")
     files = find_images(options.images, [p.image_id for p in annotations.people], annotations.file_names)
     detected = match_detections(annotations, options.detections)
-    parts = [(options.out, [p for p in annotations.people if not _held_out(p.image_id, options.holdout)])]
+    held_out = [_held_out(person.image_id, options.holdout) for person in annotations.people]
+    parts = {options.out: [p for p, out in zip(annotations.people, held_out, strict=True) if not out]}
     if options.holdout:
         folder = options.out.with_name(options.out.name + "-holdout")
-        parts.append((folder, [p for p in annotations.people if _held_out(p.image_id, options.holdout)]))
-    return [_write(folder, people, annotations, files, detected, options) for folder, people in parts]
+        parts[folder] = [p for p, out in zip(annotations.people, held_out, strict=True) if out]
+    for folder, people in parts.items():
+        if not people:
+            raise PosefixError(f"{folder}: no people for it; change --holdout")
+        if (
+            folder.exists()
+            and not (folder / MANIFEST).is_file()
+            and not (folder.is_dir() and not any(folder.iterdir()))
+        ):
+            raise PosefixError(f"{folder}: exists and was not written by prepare; choose another --out")
+    # Everything is written beside its place first: an old folder goes only when all new ones are whole.
+    manifests = [_write(folder, people, annotations, files, detected, options) for folder, people in parts.items()]
+    for folder in parts:
+        shutil.rmtree(folder, ignore_errors=True)
+        _partial(folder).rename(folder)
+    return manifests
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".writing")
 
 
 def _held_out(image_id, share: float) -> bool:
@@ -78,7 +101,7 @@ def match_detections(annotations: Annotations, files: tuple[Path, ...]) -> dict[
     """The estimators' poses of each person, by position in `annotations.people`.
 
     A pose and a person match if, within the photograph and the file, the boxes around the joints of both (those
-    that both have) overlap with IoU of at least 0.5 and neither has a better partner.
+    that both have) overlap with IoU of at least 0.2 and neither has a better partner.
     """
     by_image = defaultdict(list)
     for index, person in enumerate(annotations.people):
@@ -112,12 +135,6 @@ def _extent_iou(person: Person, pose: np.ndarray) -> float:
 
 
 def _write(folder: Path, people, annotations, files, detected, options) -> Manifest:
-    if folder.exists():
-        if any(folder.iterdir()):
-            Manifest.read(folder)
-        shutil.rmtree(folder)
-    if not people:
-        raise PosefixError(f"{folder}: no people for it; change --holdout")
     position = {id(person): index for index, person in enumerate(annotations.people)}
     in_image = defaultdict(list)
     for person in annotations.people:
@@ -142,7 +159,7 @@ def _write(folder: Path, people, annotations, files, detected, options) -> Manif
         ]
         return records, reason
 
-    partial = folder.with_name(folder.name + ".writing")
+    partial = _partial(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     num_shards = -(-len(people) // options.shard_size)
@@ -175,15 +192,23 @@ def _write(folder: Path, people, annotations, files, detected, options) -> Manif
         sources=(options.annotations.name, *(file.name for file in options.detections)),
     )
     manifest.write(partial)
-    partial.rename(folder)
     return manifest
 
 
-def make_record(image: np.ndarray | None, person: Person, in_image, detected, patch: int) -> Record:
-    """Cuts a person's patch: a square that holds every crop of scale 1.3 at any rotation.
+def patch_side(box_wh: np.ndarray) -> float:
+    """Side of the square that holds every augmented crop of a box: any rotation, the largest scale and shift.
 
-    The crop is taken around the joints (x 1.2) or the annotated box, so the square is around both.
+    For crops from 3:4 (width : height) to square.
     """
+    sides = []
+    for aspect_hw in ((4, 3), (1, 1)):
+        w, h = geometry.fit_aspect(np.array([0, 0, *box_wh]), aspect_hw)[2:] * geometry.CROP_PADDING
+        sides.append(MAX_SCALE * np.hypot(w, h) + 2 * MAX_SHIFT * max(w, h))
+    return max(*sides, 8.0)
+
+
+def make_record(image: np.ndarray | None, person: Person, in_image, detected, patch: int) -> Record:
+    """Cuts a person's patch, around the joints' box (their extent x 1.2) and the annotated one together."""
     joints_box = geometry.grow_box(
         geometry.joint_extent(person.joints[:, :2], person.labelled),
         geometry.JOINT_BOX_GROWTH,
@@ -192,10 +217,8 @@ def make_record(image: np.ndarray | None, person: Person, in_image, detected, pa
     box = np.asarray(person.box)
     low = np.minimum(joints_box[:2], box[:2])
     high = np.maximum(joints_box[:2] + joints_box[2:], box[:2] + box[2:])
+    side = patch_side(high - low)
     centre = (low + high) / 2
-    # Aspects from 3:4 to square are covered by the diagonal of the box's longer side, its other at 3/4 or more.
-    longer = max(high - low)
-    side = max(1.3 * geometry.CROP_PADDING * 1.25 * longer, 8.0)
     pixels = int(min(patch, np.ceil(side)))
     scale = side / pixels
     corner = centre - side / 2 + 0.5 * scale  # image position of the centre of patch pixel (0, 0)

@@ -101,14 +101,15 @@ class Skeleton:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PosefixError(
-                "a skeleton needs name, joints, flip_pairs, sigmas and limbs (groups are optional); "
-                f"at fault: {error}"
+                f"a skeleton needs name, joints, flip_pairs, sigmas and limbs (groups are optional); at fault: {error}"
             ) from error
 
 
 def group_of(joint: str) -> str:
     """The error-model group of a joint by its name: `left_wrist` -> `wrist`; unknown names -> `other`."""
-    stem = joint.lower().replace("left_", "").replace("right_", "").replace("l_", "").replace("r_", "")
+    stem = joint.lower()
+    for side in ("left_", "right_", "l_", "r_"):
+        stem = stem.removeprefix(side)
     known = {"eye": "face", "ear": "face", "head_top": "head", "head_bottom": "head", "top_head": "head"}
     groups = {"nose", "face", "head", "neck", "shoulder", "elbow", "wrist", "hip", "knee", "ankle"}
     stem = known.get(stem, stem)
@@ -118,9 +119,7 @@ def group_of(joint: str) -> str:
 def _skeleton(name: str, joints: str, sigmas: Sequence[float], limbs: str) -> Skeleton:
     """Builds from words: pairs of `left_x`/`right_x` are twins, limbs are `a-b` words."""
     names = tuple(joints.split())
-    pairs = tuple(
-        (i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_")
-    )
+    pairs = tuple((i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_"))
     bones = tuple(tuple(names.index(end) for end in limb.split("-")) for limb in limbs.split())
     return Skeleton(name, names, pairs, tuple(sigmas), bones, tuple(group_of(joint) for joint in names))
 
@@ -136,8 +135,27 @@ COCO = _skeleton(
     "coco",
     "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
     "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
-    (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
-    _ARMS + "nose-left_eye nose-right_eye left_eye-left_ear right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
+    (
+        0.026,
+        0.025,
+        0.025,
+        0.035,
+        0.035,
+        0.079,
+        0.079,
+        0.072,
+        0.072,
+        0.062,
+        0.062,
+        0.107,
+        0.107,
+        0.087,
+        0.087,
+        0.089,
+        0.089,
+    ),
+    _ARMS
+    + "nose-left_eye nose-right_eye left_eye-left_ear right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
 )
 
 # The 17 slots of PoseTrack 2018 files; the ears are never annotated. Sigmas as COCO's, neck and head top
@@ -146,7 +164,25 @@ POSETRACK = _skeleton(
     "posetrack",
     "nose head_bottom head_top left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
     "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
-    (0.026, 0.035, 0.035, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+    (
+        0.026,
+        0.035,
+        0.035,
+        0.035,
+        0.035,
+        0.079,
+        0.079,
+        0.072,
+        0.072,
+        0.062,
+        0.062,
+        0.107,
+        0.107,
+        0.087,
+        0.087,
+        0.089,
+        0.089,
+    ),
     _ARMS + "nose-head_top nose-head_bottom head_bottom-left_shoulder head_bottom-right_shoulder",
 )
 

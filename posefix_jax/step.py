@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from posefix_jax import geometry, heatmaps, losses
 from posefix_jax.augment import AugmentConfig, random_colour, random_crop_affine, warp
 from posefix_jax.models import STRIDE, RefinerSpec
 from posefix_jax.synthesis import ErrorModel, SyntheticPose, synthesize_pose
+from posefix_jax.types import ErrorKind, PosefixError
 
 Network = Callable[..., Array]
 """(variables, image [B,H,W,3], crop_xy [B,K,2], present [B,K]) -> logits [B,h,w,K]"""
@@ -65,8 +66,13 @@ class InputConfig:
     """share of the samples that get no input pose at all"""
     withhold_joint: float = 0.0
     """share of the input joints left out"""
-    box: str = "joints"
-    """crop around: joints (the input's extent x 1.2, as in refinement) or annotation (the record's box)"""
+    box: Literal["pose", "annotation"] = "pose"
+    """crop around: pose (the input's extent x 1.2, as in refinement) or annotation (the record's box, as in the paper)"""
+
+    def __post_init__(self):
+        for name in ("detected_share", "withhold_pose", "withhold_joint"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise PosefixError(f"inputs.{name} must lie in 0..1, found {getattr(self, name)}")
 
 
 def sample_keys(root: Key[Array, ""], epoch: Int[Array, " B"], sample: Int[Array, " B"]) -> Key[Array, " B"]:
@@ -84,6 +90,28 @@ class TrainingPose(NamedTuple):
     area: Float[Array, ""]
 
 
+def _spoil(key, record: Batch, spec: RefinerSpec, errors: ErrorModel) -> SyntheticPose:
+    """A synthetic pose of one record, patch pixels; joints that the spec does not train are absent."""
+    trained = jnp.asarray(spec.trained_joints)
+    return synthesize_pose(
+        key,
+        record.patch_xy,
+        record.labelled & trained,
+        others_xy=record.others_xy,
+        others_labelled=record.others_labelled & trained,
+        area=record.area,
+        skeleton=spec.skeleton,
+        errors=errors,
+        overlap=record.overlap,
+    )
+
+
+def _crop_box(patch_xy, around, crop_hw):
+    """The crop region around a pose as in refinement; somewhere, if there is no joint to lay it around."""
+    box = geometry.crop_box_of_joints(patch_xy, around, crop_hw, xp=jnp)
+    return jnp.where(around.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]], jnp.float32))
+
+
 def make_training_pose(
     key: Key[Array, ""],
     record: Batch,
@@ -93,62 +121,55 @@ def make_training_pose(
     augment: AugmentConfig,
     inputs: InputConfig,
 ) -> TrainingPose:
-    """Augments and spoils one record (a `Batch` without its first axis); `vmap` to batch.
+    """Spoils one record (a `Batch` without its first axis) and cuts an augmented crop; `vmap` to batch.
 
-    Everything but `key` and `record` is static. Joints that the spec does not train are treated as unlabelled.
+    The crop is laid around the spoiled pose, as refinement lays it around an estimator's. Everything but `key` and
+    `record` is static. Joints that the spec does not train are treated as unlabelled.
     """
     affine_key, colour_key, error_key, choice_key = jax.random.split(key, 4)
     crop_hw = spec.model.crop_hw
     trained = jnp.asarray(spec.trained_joints)
-    flip_index = spec.skeleton.flip_index
-
     labelled = record.labelled & trained
-    if inputs.box == "joints":
-        box = geometry.crop_box_of_joints(record.patch_xy, labelled, crop_hw, xp=jnp)
-        box = jnp.where(labelled.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]], jnp.float32))
+
+    pose = _real_or_synthetic(choice_key, _spoil(error_key, record, spec, errors), record, trained, inputs)
+    if inputs.box == "pose":
+        # A pose without a joint is one that was withheld: then the truth says where the person is.
+        some = pose.present.any()
+        box = _crop_box(
+            jnp.where(some, pose.crop_xy, record.patch_xy), jnp.where(some, pose.present, labelled), crop_hw
+        )
     else:
         box = geometry.grow_box(
             geometry.fit_aspect(record.box, crop_hw, xp=jnp), geometry.CROP_PADDING, minimum=1.0, xp=jnp
         )
     affine, area_scale, mirror = random_crop_affine(affine_key, box, augment, crop_hw)
 
-    def to_crop(patch_xy, present):
+    def to_crop(patch_xy):
         crop_xy = geometry.apply_affine(affine, patch_xy)
-        crop_xy = jnp.where(mirror, crop_xy[..., flip_index, :], crop_xy)
-        return crop_xy, jnp.where(mirror, present[..., flip_index], present)
+        return jnp.where(mirror, crop_xy[spec.skeleton.flip_index], crop_xy)
 
-    crop_xy, labelled = to_crop(record.patch_xy, labelled)
-    others_xy, others_labelled = to_crop(record.others_xy, record.others_labelled & trained)
-    area = record.area * area_scale
+    def mirrored(values):
+        return jnp.where(mirror, values[spec.skeleton.flip_index], values)
+
     crop = random_colour(colour_key, warp(record.patch, affine, crop_hw), augment.colour)
-
-    pose = synthesize_pose(
-        error_key,
-        crop_xy,
-        labelled,
-        others_xy=others_xy,
-        others_labelled=others_labelled,
-        area=area,
-        skeleton=spec.skeleton,
-        errors=errors,
-        overlap=record.overlap,
-    )
-    pose = _real_or_withheld(choice_key, pose, record, to_crop, trained, inputs)
+    crop_xy, labelled = to_crop(record.patch_xy), mirrored(labelled)
+    pose = SyntheticPose(to_crop(pose.crop_xy), mirrored(pose.present), mirrored(pose.kind))
     inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1], jnp.float32) - 0.5)
-    return TrainingPose(crop, crop_xy, labelled & inside.all(axis=-1) & (record.weight > 0), pose, area)
+    valid = labelled & inside.all(axis=-1) & (record.weight > 0)
+    return TrainingPose(crop, crop_xy, valid, pose, record.area * area_scale)
 
 
-def _real_or_withheld(key, pose: SyntheticPose, record: Batch, to_crop, trained, inputs: InputConfig):
+def _real_or_synthetic(key, pose: SyntheticPose, record: Batch, trained, inputs: InputConfig) -> SyntheticPose:
+    """The synthetic pose, or one of the record's detections; then the pose, or joints of it, withheld."""
     real_key, which_key, pose_key, joint_key = jax.random.split(key, 4)
     if inputs.detected_share and record.detected.shape[0]:
         has_pose = record.detected.any(axis=-1)
         which = jax.random.categorical(which_key, jnp.where(has_pose, 0.0, -jnp.inf))
-        real_xy, real_present = to_crop(record.detected_xy[which], record.detected[which] & trained)
         use = has_pose.any() & jax.random.bernoulli(real_key, inputs.detected_share)
         pose = SyntheticPose(
-            jnp.where(use, real_xy, pose.crop_xy),
-            jnp.where(use, real_present, pose.present),
-            jnp.where(use, -1, pose.kind),
+            jnp.where(use, record.detected_xy[which], pose.crop_xy),
+            jnp.where(use, record.detected[which] & trained, pose.present),
+            jnp.where(use, int(ErrorKind.ABSENT), pose.kind),
         )
     present = pose.present
     if inputs.withhold_joint:
@@ -275,8 +296,9 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True):
             keep_margin = -jnp.inf
         else:
             keep_margin = decode.keep_margin
-        # The mirrored map lies over the other one exactly in the unbiased frame, one cell short in the reference.
-        mean = maps[0] if not flip else (maps[0] + maps[1][:, :, ::-1][..., flip_index]) / 2
+        mean = maps[0]
+        if flip and model.frame == "unbiased":  # only there do mirrored cells lie on cells
+            mean = (mean + maps[1][:, :, ::-1][..., flip_index]) / 2
         area = jax.vmap(lambda xy, on: geometry.pose_area(xy, on, model.crop_hw, xp=jnp))(crop_xy, present)
         scale = 2 * jnp.asarray(skeleton.sigmas) * jnp.sqrt(area)[:, None] / STRIDE
         if decode.method == "ks":
@@ -321,22 +343,11 @@ def make_eval_step(*, spec: RefinerSpec, errors: ErrorModel, detected: bool = Fa
     def input_pose(key, record: Batch):
         if detected:
             return record.detected_xy[0], record.detected[0]
-        pose = synthesize_pose(
-            key,
-            record.patch_xy,
-            record.labelled & trained,
-            others_xy=record.others_xy,
-            others_labelled=record.others_labelled & trained,
-            area=record.area,
-            skeleton=spec.skeleton,
-            errors=errors,
-            overlap=record.overlap,
-        )
+        pose = _spoil(key, record, spec, errors)
         return pose.crop_xy, pose.present
 
     def crop_of(record, patch_xy, present):
-        box = geometry.crop_box_of_joints(patch_xy, present, crop_hw, xp=jnp)
-        box = jnp.where(present.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]], jnp.float32))
+        box = _crop_box(patch_xy, present & trained, crop_hw)
         affine = geometry.crop_affine(box, crop_hw, frame=spec.model.frame, xp=jnp)
         return warp(record.patch, affine, crop_hw), affine
 

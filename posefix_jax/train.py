@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 from posefix_jax import geometry, heatmaps
 from posefix_jax.checkpoints import Checkpointer, load_refiner
 from posefix_jax.config import Config
-from posefix_jax.data.coco import read_json
+from posefix_jax.data.coco import read_json, write_json
 from posefix_jax.data.pipeline import People, training_batches
 from posefix_jax.models import STRIDE, RefinerSpec, compute_dtype
 from posefix_jax.optimizer import learning_rate, make_optimizer
@@ -27,15 +27,15 @@ from posefix_jax.synthesis import load_error_model
 from posefix_jax.types import PosefixError
 from posefix_jax.validate import Validator, line_of
 
-_MAY_CHANGE = {"save_every", "validate_every", "log_every", "keep"}
+_MAY_CHANGE = {"out", "save_every", "validate_every", "log_every", "keep", "data.threads", "data.validation"}
 """Fields of a run's config that a resumed run may set anew without changing its outcome."""
 
 
-def train(config: Config) -> TrainState:
+def train(config: Config) -> tuple[TrainState, bool]:
     """Trains a refiner; goes on from the latest checkpoint in `config.out` if there is one.
 
-    SIGINT and SIGTERM finish the step, save, and return. Writes checkpoints, `config.json`, TensorBoard event
-    files and pictures below `config.out`.
+    SIGINT and SIGTERM finish the step and save. Writes checkpoints, `config.json`, TensorBoard event files and pictures
+    below `config.out`. Returns the state, and whether the run is complete.
 
     Raises:
       PosefixError: data or config do not fit, or the loss stops being finite.
@@ -46,7 +46,8 @@ def train(config: Config) -> TrainState:
     errors = load_error_model(config.errors)
     errors.table(spec.skeleton)
     validator = Validator(config.data.validation, spec, errors) if config.data.validation else None
-    _settle_config(config, out)
+    checkpointer = Checkpointer(out, keep=config.keep)
+    _settle_config(config, out, len(people), checkpointer.latest_step is not None)
 
     mesh = data_mesh()
     if config.data.batch_size % mesh.size:
@@ -78,7 +79,6 @@ def train(config: Config) -> TrainState:
         donate_argnums=0,
     )
 
-    checkpointer = Checkpointer(out, keep=config.keep)
     state = initial_state(config, spec, optimizer, mesh)
     if checkpointer.latest_step is not None:
         state, position = checkpointer.restore(state)
@@ -91,7 +91,10 @@ def train(config: Config) -> TrainState:
     picture = _make_picture(config, spec, errors)
     log = _Log(config, steps, int(state.step), rate_at, writer)
     step = int(state.step)
-    with _Interrupt() as interrupt:
+    with contextlib.ExitStack() as stack:
+        interrupt = stack.enter_context(_Interrupt())
+        stack.callback(writer.close)
+        stack.callback(checkpointer.close)
         while step < steps and not interrupt.signal:
             waiting = time.monotonic()
             batch = place_batch(mesh, Batch(**next(batches)))
@@ -103,6 +106,7 @@ def train(config: Config) -> TrainState:
             log.after_step(step, metrics)
             last = step == steps
             if last or step % config.save_every == 0:
+                log.flush()  # a state whose loss is not finite is never saved
                 checkpointer.save(state, batches.get_state(), spec)
             if validator is not None and (last or step % config.validate_every == 0):
                 with log.paused():
@@ -110,13 +114,12 @@ def train(config: Config) -> TrainState:
                     picture(out / "pictures" / f"step-{step:07d}.png", state, batch, root)
         log.flush()
         checkpointer.save(state, batches.get_state(), spec)
-        checkpointer.close()
-        writer.close()
-    if interrupt.signal and step < steps:
+    complete = step >= steps
+    if not complete:
         print(f"interrupted and saved at step {step} of {steps}; the same command goes on from there", file=sys.stderr)
     else:
         print(f"done: {steps} steps; refine with --checkpoint {out}", file=sys.stderr)
-    return state
+    return state, complete
 
 
 def spec_of(config: Config, people: People) -> RefinerSpec:
@@ -165,21 +168,28 @@ def initial_state(config: Config, spec: RefinerSpec, optimizer, mesh) -> TrainSt
     return state._replace(params=variables["params"], batch_stats=variables["batch_stats"], average=average)
 
 
-def _settle_config(config: Config, out: Path) -> None:
-    """Writes `config.json` into a new run; refuses to go on with a run of another config."""
+def _settle_config(config: Config, out: Path, people: int, started: bool) -> None:
+    """Writes `config.json`; refuses to go on with a run that has started under another, or on other people."""
     path = out / "config.json"
-    fields = json.loads(config.to_json())
-    if path.is_file() and (out / "checkpoints").is_dir():
-        before = read_json(path)
+    fields = json.loads(config.to_json()) | {"people": people}
+    if started:
+        before, now = _flat(read_json(path)), _flat(fields)
         changed = [
             f"{key} ({before.get(key)} there, {value} now)"
-            for key, value in fields.items()
+            for key, value in now.items()
             if before.get(key) != value and key not in _MAY_CHANGE
         ]
         if changed:
             raise PosefixError(f"{out}: holds a run of another config: {'; '.join(changed)}; train into another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.to_json())
+    write_json(path, fields)
+
+
+def _flat(fields: dict, prefix: str = "") -> dict:
+    """`{"data": {"seed": 1}}` to `{"data.seed": 1}`."""
+    flat = {}
+    for key, value in fields.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _describe(config, spec, people, state, steps, devices) -> str:
@@ -257,13 +267,13 @@ class _Interrupt:
 
 
 class _Log:
-    """Metrics to the terminal and to TensorBoard, read one window late so that the device never waits for it."""
+    """Metrics to the terminal and to TensorBoard, read one step late so that the device never waits for it."""
 
     def __init__(self, config: Config, steps: int, step: int, rate_at, writer: SummaryWriter):
         self.config, self.steps, self.rate_at, self.writer = config, steps, rate_at, writer
         self.pending: list = []
-        self.first = self.step = step
-        self.wait = self.pause = 0.0
+        self.step = step
+        self.wait = 0.0
         self.started = time.monotonic()
 
     def waited(self, seconds: float) -> None:

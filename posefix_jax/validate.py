@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from posefix_jax.data.pipeline import People, evaluation_batches
-from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, quiet_coco
+from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, truth_of
+from posefix_jax.geometry import joint_extent
 from posefix_jax.models import RefinerSpec
 from posefix_jax.step import Batch, make_eval_step
 from posefix_jax.synthesis import ErrorModel
@@ -56,35 +57,22 @@ class Validator:
         joints = np.stack([record.joints for record in records]).astype(np.float64)
         self.labelled = (joints[..., 2] > 0) & np.asarray(spec.trained_joints)
         self.true_xy = self._to_image(joints[..., :2], np.ones(len(joints)))
-        self.truth = quiet_coco(self._annotations())
+        people = self._people()
+        self.truth = truth_of([person["image_id"] for person in people], people, spec.skeleton)
 
     def _to_image(self, patch_xy, zoom):
         xy = (patch_xy + 0.5) / zoom[:, None, None] - 0.5
         return xy * self.scale[:, None, None] + self.corner[:, None, :]
 
-    def _annotations(self) -> dict:
-        annotations = []
+    def _people(self) -> list[dict]:
+        """Everybody with a trained joint, each in an image of their own: whose pose an input is, is known here."""
+        people = []
         for i, (xy, labelled) in enumerate(zip(self.true_xy, self.labelled, strict=True)):
-            if not labelled.any():
-                continue
-            joints = np.concatenate([np.where(labelled[:, None], xy, 0), 2.0 * labelled[:, None]], axis=1)
-            low, high = xy[labelled].min(axis=0), xy[labelled].max(axis=0)
-            annotations.append(
-                {
-                    "id": i + 1,
-                    "image_id": i,
-                    "category_id": 1,
-                    "iscrowd": 0,
-                    "area": float(self.area[i]),
-                    "bbox": [*map(float, low), *map(float, high - low)],
-                    "keypoints": joints.reshape(-1).tolist(),
-                    "num_keypoints": int(labelled.sum()),
-                }
-            )
-        # Every person is an image of its own: whose pose an input is was settled when it was drawn or matched.
-        images = [{"id": a["image_id"]} for a in annotations]
-        category = {"id": 1, "name": "person", "keypoints": list(self.spec.skeleton.joints), "skeleton": []}
-        return {"info": {}, "images": images, "annotations": annotations, "categories": [category]}
+            if labelled.any():
+                joints = np.concatenate([np.where(labelled[:, None], xy, 0), 2.0 * labelled[:, None]], axis=1)
+                box = joint_extent(xy, labelled)
+                people.append({"image_id": i, "joints": joints, "box": box, "area": self.area[i], "ignored": False})
+        return people
 
     def poses(self, kind: str, variables) -> Poses:
         """Runs the refiner over everybody."""
@@ -97,7 +85,7 @@ class Validator:
 
     def score(self, poses: Poses) -> dict[str, float]:
         """Mean KS of the labelled joints and AP, before and after; an absent input joint has KS 0."""
-        given = poses.present.any(axis=1)
+        given = (poses.present & np.asarray(self.spec.trained_joints)).any(axis=1)
         scored = self.labelled & given[:, None]
         ks = [
             keypoint_similarity(xy, self.true_xy, self.area, self.spec.skeleton)
@@ -119,7 +107,6 @@ class Validator:
         rows = [
             {
                 "image_id": i,
-                "category_id": 1,
                 "keypoints": np.concatenate([xy, np.ones((len(xy), 1))], axis=1).reshape(-1).tolist(),
                 "score": 1.0,
             }

@@ -40,6 +40,14 @@ def golden():
     return load
 
 
+@pytest.fixture
+def shared_data() -> Path:
+    """Real photographs and real detections; skips where they are not at hand."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"the real photographs and detections are not here ({SHARED / 'data'})")
+    return SHARED / "data"
+
+
 @pytest.fixture(scope="session")
 def tiny_spec() -> RefinerSpec:
     model = ModelConfig(backbone="resnet18", width=4, head_channels=4, crop_hw=(64, 64), pose_sigma=2.0)
@@ -95,7 +103,12 @@ def make_people(folder: Path, *, images: int = 3, people: int = 2, seed: int = 0
 
 
 def category() -> dict:
-    return {"id": 1, "name": "person", "keypoints": list(COCO.joints), "skeleton": [[a + 1, b + 1] for a, b in COCO.limbs]}
+    return {
+        "id": 1,
+        "name": "person",
+        "keypoints": list(COCO.joints),
+        "skeleton": [[a + 1, b + 1] for a, b in COCO.limbs],
+    }
 
 
 def detections_of(truth: Path, *, noise: float = 4.0, seed: int = 1) -> list[dict]:
@@ -133,5 +146,3 @@ def prepared(people, tmp_path_factory) -> Path:
     detections.write_text(json.dumps(detections_of(truth)))
     prepare(PrepareOptions(annotations=truth, images=images, out=out, detections=(detections,), patch=96, shard_size=4))
     return out
-
-

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import detections_of
+
 from posefix_jax.cli import main
 
 
@@ -69,7 +70,7 @@ def test_refine_mistakes(files, capsys, tmp_path):
     assert "none of the 3 photographs" in refine(files["d"], tmp_path / "empty")
     assert "no such checkpoint folder" in refine(files["d"], files["images"], "--checkpoint", tmp_path / "none")
     assert "no refiner checkpoint" in refine(files["d"], files["images"], "--checkpoint", tmp_path / "empty")
-    assert "--missing must be fill or keep" in refine(files["d"], files["images"], "--missing", "guess")
+    assert "--batch-size and --threads must be positive" in refine(files["d"], files["images"], "--batch-size", "0")
     for content, message in (
         ("[", "broken JSON at byte 1"),
         ("[]", "an empty list"),
@@ -80,7 +81,9 @@ def test_refine_mistakes(files, capsys, tmp_path):
     rows = json.loads((tmp_path / "d.json").read_text())
     rows[0]["keypoints"][0] = float("nan")
     (tmp_path / "nan.json").write_text(json.dumps(rows))
-    assert "row 0 cannot be refined: a value is not finite" in refine(tmp_path / "nan.json", files["images"], "--strict")
+    assert "row 0 cannot be refined: a value is not finite" in refine(
+        tmp_path / "nan.json", files["images"], "--strict"
+    )
 
 
 def test_checkpoint_of_another_skeleton(files, capsys, tmp_path, tiny_spec):
@@ -103,7 +106,9 @@ def test_checkpoint_of_another_skeleton(files, capsys, tmp_path, tiny_spec):
 
 
 def test_evaluate(files, capsys):
-    code, _ = run(capsys, "evaluate", files["d"], "--annotations", files["truth"], "--against", files["d"], "--samples", 20)
+    code, _ = run(
+        capsys, "evaluate", files["d"], "--annotations", files["truth"], "--against", files["d"], "--samples", 20
+    )
     assert code == 0
     assert "as a results file is" in refused(capsys, "evaluate", files["d"], "--annotations", files["d"])
 
@@ -113,7 +118,7 @@ def test_prepare_and_train_mistakes(files, capsys, tmp_path):
     assert "no such image folder" in refused(capsys, "prepare", *arguments, "--images", tmp_path / "none")
     assert "no such config file" in refused(capsys, "train", "configs/none.py")
     assert "train needs a config file" in refused(capsys, "train", "--epochs", "3")
-    preset = "configs/lspet_r18_128x96.py"
+    preset = Path(__file__).parents[1] / "configs" / "lspet_r18_128x96.py"
     assert "did you mean 'resnet18'" in refused(capsys, "train", preset, "--model.backbone", "resnet1")
     assert "posefix prepare" in refused(capsys, "train", preset, "--data.train", tmp_path, "--out", tmp_path / "run")
     code, error = run(capsys, "train", preset, "--model.backbon", "resnet18")

@@ -2,13 +2,14 @@ import json
 
 import numpy as np
 import pytest
-
 from conftest import detections_of, make_people
+
+from posefix_jax import geometry
 from posefix_jax.data.coco import box_iou, read_annotations, read_results
 from posefix_jax.data.images import UnreadableImage, decode_jpeg, find_images, read_image, warp_affine
 from posefix_jax.data.pipeline import People, evaluation_batches, to_arrays, training_batches
 from posefix_jax.data.records import Manifest, Record
-from posefix_jax.prepare import PrepareOptions, prepare
+from posefix_jax.prepare import PrepareOptions, patch_side, prepare
 from posefix_jax.skeleton import COCO
 from posefix_jax.types import PosefixError
 
@@ -60,6 +61,19 @@ def test_prepared_people_are_the_annotated_ones(people, prepared):
     assert detected == manifest.detections >= 4
 
 
+@pytest.mark.parametrize("crop_hw", [(256, 192), (160, 128), (64, 64)])
+def test_patch_holds_every_augmented_crop(crop_hw):
+    """Closed form: the corners of the largest, shifted crop stay inside at every rotation, for any box."""
+    for box_wh in ((100.0, 200.0), (200.0, 100.0), (150.0, 150.0), (1.0, 300.0)):
+        side = patch_side(np.array(box_wh))
+        w, h = geometry.fit_aspect(np.array([0, 0, *box_wh]), crop_hw)[2:] * geometry.CROP_PADDING
+        for degrees in range(-80, 81, 5):
+            cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+            reach_x = 1.3 * (abs(cos) * w + abs(sin) * h) / 2 + 0.1 * w
+            reach_y = 1.3 * (abs(sin) * w + abs(cos) * h) / 2 + 0.1 * h
+            assert max(reach_x, reach_y) <= side / 2 + 1e-6
+
+
 def test_patch_shows_the_photograph_where_it_says(people, prepared):
     """A patch pixel is the photograph's at the mapped place, black outside."""
     truth = read_annotations(people[0])
@@ -92,11 +106,12 @@ def test_unreadable_photograph_is_a_record_of_weight_zero(tmp_path):
 
 def test_holdout_divides_photographs(tmp_path):
     truth, images = make_people(tmp_path, images=12)
-    manifests = prepare(
-        PrepareOptions(annotations=truth, images=images, out=tmp_path / "out", patch=96, holdout=0.4)
-    )
+    manifests = prepare(PrepareOptions(annotations=truth, images=images, out=tmp_path / "out", patch=96, holdout=0.4))
     assert sum(m.people for m in manifests) == 24
-    ids = [{People([tmp_path / name])[i][1].image_id for i in range(m.people)} for name, m in zip(("out", "out-holdout"), manifests, strict=True)]
+    ids = [
+        {People([tmp_path / name])[i][1].image_id for i in range(m.people)}
+        for name, m in zip(("out", "out-holdout"), manifests, strict=True)
+    ]
     assert ids[0] and ids[1] and not ids[0] & ids[1]
 
 
@@ -206,6 +221,6 @@ def test_bad_annotations_are_named(tmp_path, people):
 def test_prepare_keeps_what_is_not_its_own(tmp_path, people):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("...")
-    with pytest.raises(PosefixError, match="manifest"):
+    with pytest.raises(PosefixError, match="not written by prepare"):
         prepare(PrepareOptions(annotations=people[0], images=people[1], out=tmp_path / "precious"))
     assert (tmp_path / "precious" / "thesis.txt").exists()

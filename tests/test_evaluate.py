@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from conftest import detections_of
 from pycocotools.coco import COCO as Coco
 from pycocotools.cocoeval import COCOeval
 
-from conftest import detections_of
 from posefix_jax.evaluate import EvaluateOptions, evaluate, table_of
 from posefix_jax.evaluation.oks import (
     FIGURES,
@@ -15,7 +15,7 @@ from posefix_jax.evaluation.oks import (
     bootstrap_difference,
     keypoint_scores,
     keypoint_similarity,
-    quiet_coco,
+    truth_of,
 )
 from posefix_jax.skeleton import COCO
 from posefix_jax.types import PosefixError
@@ -43,11 +43,19 @@ def test_figures_are_pycocotools_own(files):
     assert "AP changes by +" in table_of(report)
 
 
+def truth(content):
+    people = [
+        {**entry, "joints": np.reshape(entry["keypoints"], (17, 3)), "box": entry["bbox"], "ignored": False}
+        for entry in content["annotations"]
+    ]
+    return truth_of([image["id"] for image in content["images"]], people, COCO)
+
+
 def test_bootstrap_ap_is_pycocotools_ap(files):
     """Each photograph once gives AP itself; a photograph n times gives AP of a file that has it n times."""
-    truth, before, _ = files
-    content, rows = json.loads(truth.read_text()), json.loads(before.read_text())
-    scores = keypoint_scores(quiet_coco(content), rows, COCO)
+    path, before, _ = files
+    content, rows = json.loads(path.read_text()), json.loads(before.read_text())
+    scores = keypoint_scores(truth(content), rows, COCO)
     matches = _Matches(scores.evaluator)
     np.testing.assert_allclose(matches.average_precision(np.ones(3, int)), scores.figures["AP"], atol=1e-12)
     counts = np.array([2, 0, 1])
@@ -61,9 +69,28 @@ def test_bootstrap_ap_is_pycocotools_ap(files):
                     annotations.append({**entry, "image_id": new, "id": len(annotations) + 1})
             repeated += [{**row, "image_id": new} for row in rows if row["image_id"] == image["id"]]
     again = {**content, "images": images, "annotations": annotations}
-    expected = keypoint_scores(quiet_coco(again), repeated, COCO).figures["AP"]
+    expected = keypoint_scores(truth(again), repeated, COCO).figures["AP"]
     np.testing.assert_allclose(matches.average_precision(counts), expected, atol=1e-12)
     assert bootstrap_difference(scores, scores) == (0.0, 0.0)
+
+
+def test_files_that_pycocotools_alone_stumbles_over(files, tmp_path):
+    """An annotation of id 0, none at all, no num_keypoints, no box, no area; rows with extra keys: the same AP."""
+    path, _, after = files
+    plain = evaluate(EvaluateOptions(results=after, annotations=path))["after"]["AP"]
+    content, rows = json.loads(path.read_text()), json.loads(after.read_text())
+    for number, entry in enumerate(content["annotations"]):
+        entry["id"] = number
+        del entry["num_keypoints"], entry["iscrowd"]
+    rows[0]["bbox"] = None
+    for name, what in (("truth", content), ("rows", rows)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(what))
+    options = EvaluateOptions(results=tmp_path / "rows.json", annotations=tmp_path / "truth.json")
+    assert evaluate(options)["after"]["AP"] == plain
+    for entry in content["annotations"]:
+        entry.update(bbox=None, area=None)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    assert 0 < evaluate(options)["after"]["AP"] <= 1
 
 
 def test_ks_by_hand():

@@ -51,10 +51,20 @@ def test_max_pool_is_a_windowed_maximum(size):
 @pytest.mark.parametrize("backbone", STAGES)
 def test_every_backbone_has_the_known_size(backbone):
     """Weights of the backbone alone, without the classifier: torchvision's figures, stem of 3 channels."""
-    known = {"resnet18": 11176512, "resnet34": 21284672, "resnet50": 23508032, "resnet101": 42500160, "resnet152": 58143808}
+    known = {
+        "resnet18": 11176512,
+        "resnet34": 21284672,
+        "resnet50": 23508032,
+        "resnet101": 42500160,
+        "resnet152": 58143808,
+    }
     spec = RefinerSpec(COCO, ModelConfig(backbone=backbone), (True,) * 17)
     shapes = jax.eval_shape(
-        spec.network().init, jax.random.key(0), jnp.zeros((1, 256, 192, 3)), jnp.zeros((1, 17, 2)), jnp.ones((1, 17), bool)
+        spec.network().init,
+        jax.random.key(0),
+        jnp.zeros((1, 256, 192, 3)),
+        jnp.zeros((1, 17, 2)),
+        jnp.ones((1, 17), bool),
     )
     weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]["backbone"]))
     assert weights - 17 * 7 * 7 * 64 == known[backbone]
@@ -65,7 +75,9 @@ def test_every_backbone_has_the_known_size(backbone):
 
 
 def test_spec_round_trip():
-    spec = RefinerSpec(COCO, ModelConfig(backbone="resnet18"), (True,) * 12 + (False,) * 5, DecodeConfig(keep_margin=0.1))
+    spec = RefinerSpec(
+        COCO, ModelConfig(backbone="resnet18"), (True,) * 12 + (False,) * 5, DecodeConfig(keep_margin=0.1)
+    )
     assert RefinerSpec.from_dict(spec.to_dict()) == spec
     with pytest.raises(PosefixError, match="not a refiner's spec"):
         RefinerSpec.from_dict({"model": {}})

@@ -10,12 +10,13 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from conftest import detections_of, identity_network
 from pycocotools.coco import COCO
 
-from conftest import detections_of, identity_network
 from posefix_jax.checkpoints import save_refiner
 from posefix_jax.models import DecodeConfig, RefinerSpec
-from posefix_jax.refine import Refiner, RefineOptions, refine, refine_rows
+from posefix_jax.refine import RefineOptions, refine, refine_rows
+from posefix_jax.refiner import Refiner
 from posefix_jax.types import PosefixError
 
 
@@ -143,7 +144,9 @@ def test_people_beyond_the_photograph(identity):
     """Larger than the photograph, partly outside, wholly outside: refined in the same frame, finite."""
     image = np.zeros((50, 60, 3), np.uint8)
     rng = np.random.default_rng(0)
-    poses = np.stack([rng.uniform(low, high, (17, 2)) for low, high in ((-500, 600), (30, 120), (300, 400), (5, 5.001))])
+    poses = np.stack(
+        [rng.uniform(low, high, (17, 2)) for low, high in ((-500, 600), (30, 120), (300, 400), (5, 5.001))]
+    )
     refined = identity.refine(image, poses)
     np.testing.assert_allclose(refined[..., :2], poses, atol=0.05)
     assert (refined[..., 2] == 1).all()
@@ -182,6 +185,25 @@ def test_decoder_keeps_a_good_input(tiny_spec):
     spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, tiny_spec.trained_joints, DecodeConfig(keep_margin=0.3))
     refined = Refiner(identity_network(spec), {}, spec, batch_size=8).refine(image, pose)
     assert (refined[..., :2] == pose).all()
+
+
+def test_output_is_no_folder_and_not_the_input(identity, job):
+    with pytest.raises(PosefixError, match="detections file itself"):
+        refine_rows(identity, change(job, out=job.detections))
+    with pytest.raises(PosefixError, match="is a folder"):
+        refine_rows(identity, change(job, out=job.detections.parent))
+
+
+def test_file_names_and_joints_of_the_annotations_count(identity, job, people):
+    """Any COCO file with images will do; one whose joints are others in another order is refused."""
+    content = json.loads(people[0].read_text())
+    names = job.detections.with_name("names.json")
+    names.write_text(json.dumps({"images": content["images"]}))
+    assert refine_rows(identity, change(job, annotations=names))["refined"] == 6
+    content["categories"][0]["keypoints"] = content["categories"][0]["keypoints"][::-1]
+    names.write_text(json.dumps(content))
+    with pytest.raises(PosefixError, match="take a refiner of that skeleton"):
+        refine_rows(identity, change(job, annotations=names))
 
 
 def test_python_refuses_what_does_not_fit(identity):

@@ -64,9 +64,7 @@ def sources(case):
     xy, on = np.asarray(case["xy"]), np.asarray(case["labelled"])
     others, others_on = np.asarray(case["others_xy"]), np.asarray(case["others_labelled"])
     stacked = np.concatenate([xy[None], xy[flip][None], others, others[:, flip]])
-    exists = np.concatenate(
-        [on[None], (on[flip] & COCO.has_twin)[None], others_on, others_on[:, flip] & COCO.has_twin]
-    )
+    exists = np.concatenate([on[None], (on[flip] & COCO.has_twin)[None], others_on, others_on[:, flip] & COCO.has_twin])
     return stacked, exists
 
 

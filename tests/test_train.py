@@ -41,7 +41,9 @@ def config(prepared, tiny_spec, tmp_path_factory) -> Config:
 
 @pytest.fixture(scope="module")
 def whole(config):
-    return jax.device_get(train(config))
+    state, complete = train(config)
+    assert complete
+    return jax.device_get(state)
 
 
 def assert_equal(a, b):
@@ -52,9 +54,7 @@ def assert_equal(a, b):
 def test_leaves_what_a_user_looks_at(config, whole):
     out = Path(config.out)
     assert int(whole.step) == 6
-    assert sorted(p.name for p in (out / "pictures").iterdir()) == [
-        f"step-{step:07d}.png" for step in (0, 4, 6)
-    ]
+    assert sorted(p.name for p in (out / "pictures").iterdir()) == [f"step-{step:07d}.png" for step in (0, 4, 6)]
     assert list((out / "metrics").glob("events.*")) and (out / "config.json").is_file()
     variables, spec = load_refiner(out)
     assert_equal(variables, whole.variables)
@@ -76,10 +76,12 @@ def test_interrupted_and_resumed_is_as_uninterrupted(config, whole, monkeypatch)
         return place_batch(mesh, batch)
 
     monkeypatch.setattr(train_module, "place_batch", interrupting)
-    stopped = train(broken)
-    assert int(stopped.step) == 3
+    stopped, complete = train(broken)
+    assert int(stopped.step) == 3 and not complete
     monkeypatch.setattr(train_module, "place_batch", place_batch)
-    assert_equal(jax.device_get(train(broken)), whole)
+    resumed, complete = train(broken)
+    assert complete
+    assert_equal(jax.device_get(resumed), whole)
 
 
 def test_refuses_a_run_of_another_config(config, whole):

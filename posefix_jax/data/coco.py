@@ -60,21 +60,25 @@ class Person:
 
 @dataclass(frozen=True)
 class Annotations:
-    """A COCO keypoint annotation file: `images` by id (the file's own entries), people in file order."""
+    """A COCO keypoint annotation file: `images` by id (the file's own entries), people in file order.
+
+    `ignored` are crowds and people without a labelled joint: no truth, but nothing to count against anybody either.
+    """
 
     path: Path
     images: dict
     people: tuple[Person, ...]
+    ignored: tuple[Person, ...]
     skeleton: Skeleton
     skipped: dict
 
     @property
     def file_names(self) -> dict:
-        return {i: image["file_name"] for i, image in self.images.items() if "file_name" in image}
+        return {i: str(image["file_name"]) for i, image in self.images.items() if "file_name" in image}
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Reads a COCO keypoint annotation file; people without a labelled joint, and crowds, are counted as skipped.
+    """Reads a COCO keypoint annotation file, its first category with keypoints; `skipped` counts who is left out.
 
     Raises:
       PosefixError: not such a file, or an entry does not fit; says which.
@@ -85,43 +89,79 @@ def read_annotations(path: Path) -> Annotations:
             f"{path}: a list, as a results file is; expected an annotation file, an object with images, annotations "
             "and categories"
         )
+    if not isinstance(content, dict):
+        raise PosefixError(f"{path}: expected an object with images, annotations and categories, found {content!r:.40}")
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if missing:
         raise PosefixError(f"{path}: not a COCO annotation file, no list {', '.join(missing)}")
     categories = [c for c in content["categories"] if isinstance(c, dict) and c.get("keypoints")]
     if not categories:
         raise PosefixError(f"{path}: no category has keypoints; expected a keypoint annotation file")
-    skeleton = skeleton_from_category(categories[0])
-    try:
-        images = {image["id"]: image for image in content["images"]}
-    except (TypeError, KeyError) as error:
-        raise PosefixError(f"{path}: an entry of images has no id") from error
-    people, skipped = [], {"crowd": 0, "no labelled joint": 0, "other category": 0}
+    category = categories[0]
+    skeleton = skeleton_from_category(category)
+    images = _images(content, path)
+    people, crowds, skipped = [], [], {"crowd": 0, "no labelled joint": 0, "other category": 0}
     for row, entry in enumerate(content["annotations"]):
         where = f"{path}: annotation {row}"
-        if not isinstance(entry, dict) or "image_id" not in entry:
+        if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int | str):
             raise PosefixError(f"{where} has no image_id")
-        if entry.get("category_id", categories[0].get("id")) != categories[0].get("id"):
+        if entry.get("category_id", category.get("id")) != category.get("id"):
             skipped["other category"] += 1
             continue
+        person = _person(entry, row, skeleton, where)
         if entry.get("iscrowd"):
             skipped["crowd"] += 1
-            continue
-        joints = joints_of(entry, skeleton.num_joints, where)
-        if not (joints[:, 2] > 0).any():
+            crowds.append(person)
+        elif not person.labelled.any():
             skipped["no labelled joint"] += 1
-            continue
-        box = entry.get("bbox")
-        if box is None:
-            seen = joints[joints[:, 2] > 0, :2]
-            box = [*seen.min(axis=0), *(seen.max(axis=0) - seen.min(axis=0))]
-        if len(box) != 4 or not all(math.isfinite(v) for v in box):
-            raise PosefixError(f"{where}: bbox must be 4 finite numbers, found {box}")
+            crowds.append(person)
+        else:
+            people.append(person)
+    return Annotations(Path(path), images, tuple(people), tuple(crowds), skeleton, skipped)
+
+
+def _images(content: dict, path: Path) -> dict:
+    try:
+        return {image["id"]: image for image in content["images"]}
+    except (TypeError, KeyError) as error:
+        raise PosefixError(f"{path}: an entry of images has no id") from error
+
+
+def read_file_names(path: Path) -> tuple[dict, tuple[str, ...] | None]:
+    """File names by image id, of any COCO file with `images`, and the joint names of its category if it has one.
+
+    Raises:
+      PosefixError: no such file, or no images in it.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise PosefixError(f"{path}: no list of images in it; expected a COCO annotation file")
+    names = {i: str(image["file_name"]) for i, image in _images(content, path).items() if "file_name" in image}
+    categories = content.get("categories")
+    joints = [c["keypoints"] for c in categories or () if isinstance(c, dict) and c.get("keypoints")]
+    return names, tuple(joints[0]) if joints else None
+
+
+def _person(entry: dict, row: int, skeleton: Skeleton, where: str) -> Person:
+    joints = (
+        joints_of(entry, skeleton.num_joints, where) if "keypoints" in entry else np.zeros((skeleton.num_joints, 3))
+    )
+    if not np.isfinite(joints).all():
+        raise PosefixError(f"{where}: a keypoint value is not finite")
+    box = entry.get("bbox")
+    if box is None:
+        seen = joints[joints[:, 2] > 0, :2] if (joints[:, 2] > 0).any() else np.zeros((1, 2))
+        box = [*seen.min(axis=0), *(seen.max(axis=0) - seen.min(axis=0))]
+    try:
+        box = tuple(float(value) for value in box)
         area = float(entry.get("area") or PERSON_FILL * box[2] * box[3])
-        people.append(
-            Person(entry.get("id", row), entry["image_id"], joints, tuple(float(v) for v in box), max(area, 1.0))
-        )
-    return Annotations(Path(path), images, tuple(people), skeleton, skipped)
+    except (TypeError, ValueError, IndexError) as error:
+        raise PosefixError(
+            f"{where}: bbox and area must be numbers, found {box!r:.60}, {entry.get('area')!r:.20}"
+        ) from error
+    if len(box) != 4 or not all(map(math.isfinite, (*box, area))):
+        raise PosefixError(f"{where}: bbox must be 4 finite numbers and area one, found {box}, {area}")
+    return Person(entry.get("id", row), entry["image_id"], joints, box, max(area, 1.0))
 
 
 def joints_of(entry: dict, num_joints: int, where: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Photographs in."""
 
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -63,7 +63,7 @@ def warp_affine(
     """Bilinear, black outside; `affine` [2, 3] maps image to output pixels.
 
     Args:
-      antialias: halve the region (by area) as often as it is to shrink by two or more, so that no detail aliases.
+      antialias: halve the region (by area) while it is to shrink by more than two, so that no detail aliases.
         The released code does not.
     """
     scale = np.sqrt(abs(np.linalg.det(affine[:, :2])))
@@ -111,25 +111,39 @@ def find_images(folder: Path, image_ids: Iterable[int | str], names: Mapping | N
     number of a stem counts if no stem is a bare number (`im00012.jpg` is 12). Ids without a file are left out.
 
     Raises:
-      PosefixError: no such folder, or not one of the ids has a file in it.
+      PosefixError: no such folder, not one of the ids has a file in it, or an id could be two files.
     """
     if not folder.is_dir():
         raise PosefixError(f"{folder}: no such image folder")
     ids = list(dict.fromkeys(image_ids))
     if names is not None:
-        found = {i: folder / names[i] for i in ids if i in names and (folder / names[i]).is_file()}
-    else:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-        by_stem = {path.stem: path for path in files}
-        by_number = {int(path.stem): path for path in files if path.stem.isdecimal()}
-        if not by_number:
-            numbers = ((re.findall(r"\d+", path.stem), path) for path in files)
-            by_number = {int(digits[-1]): path for digits, path in numbers if digits}
         found = {}
         for i in ids:
-            path = by_stem.get(str(i)) or (by_number.get(int(i)) if str(i).isdecimal() else None)
+            # COCO's names are bare; where a name has folders, the file may lie there or right here.
+            places = [folder / names[i], folder / Path(names[i]).name] if i in names else []
+            path = next((path for path in places if path.is_file()), None)
             if path is not None:
                 found[i] = path
+    else:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        by_stem, by_number, by_last_number = defaultdict(list), defaultdict(list), defaultdict(list)
+        for path in files:
+            by_stem[path.stem].append(path)
+            digits = re.findall(r"\d+", path.stem)
+            if path.stem.isdecimal():
+                by_number[int(path.stem)].append(path)
+            elif digits:
+                by_last_number[int(digits[-1])].append(path)
+        by_number = by_number or by_last_number
+        found = {}
+        for i in ids:
+            paths = by_stem.get(str(i)) or (by_number.get(int(i), []) if str(i).isdecimal() else [])
+            if len(paths) > 1:
+                raise PosefixError(
+                    f"{folder}: image id {i} may be {paths[0].name} or {paths[1].name}; give --annotations for the names"
+                )
+            if paths:
+                found[i] = paths[0]
     if ids and not found:
         example = names.get(ids[0], ids[0]) if names is not None else ids[0]
         raise PosefixError(

@@ -75,6 +75,7 @@ def to_arrays(index: int, record: Record, *, epoch: int, patch: int) -> dict[str
         present = joints[..., 2] > 0
         return np.where(present[..., None], (joints[..., :2] + 0.5) * zoom - 0.5, 0).astype(np.float32), present
 
+    half = np.array([0.5, 0.5, 0, 0], np.float32)
     patch_xy, labelled = place(record.joints)
     others_xy, others_labelled = place(record.others, MAX_OTHERS)
     detected_xy, detected = place(record.detected, MAX_DETECTED)
@@ -87,7 +88,7 @@ def to_arrays(index: int, record: Record, *, epoch: int, patch: int) -> dict[str
         "overlap": np.int32(record.overlap),
         "detected_xy": detected_xy,
         "detected": detected,
-        "box": np.asarray(record.box, np.float32) * zoom,
+        "box": ((np.asarray(record.box, np.float32) + half) * np.float32(zoom) - half),
         "area": np.float32(record.area * zoom**2),
         "weight": weight,
         "sample": np.int32(index),
@@ -117,11 +118,13 @@ def training_batches(
     return iter(local.to_iter_dataset(options))
 
 
-def evaluation_batches(people: People, *, batch_size: int, limit: int | None = None) -> Iterator[dict]:
+def evaluation_batches(people: People, *, batch_size: int) -> Iterator[dict]:
     """Everybody once, in order; the last batch is filled up with records of weight 0."""
-    count = len(people) if limit is None else min(limit, len(people))
+    count = len(people)
     for start in range(0, count, batch_size):
-        rows = [to_arrays(*people[i], epoch=0, patch=people.patch) for i in range(start, min(start + batch_size, count))]
+        rows = [
+            to_arrays(*people[i], epoch=0, patch=people.patch) for i in range(start, min(start + batch_size, count))
+        ]
         filler = {key: np.zeros_like(value) for key, value in rows[0].items()}
         rows += [filler] * (batch_size - len(rows))
         yield {key: np.stack([row[key] for row in rows]) for key in rows[0]}

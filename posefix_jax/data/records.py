@@ -14,7 +14,8 @@ from posefix_jax.types import PosefixError
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_OTHERS = 4
-"""Neighbours stored a person, highest box IoU first. The most that the paper's error model asks for is 3."""
+"""Neighbours stored a person, highest box IoU first. Further ones count towards the overlap but are neither sources
+nor repel; the released code takes all."""
 MAX_DETECTED = 8
 """Estimators' poses stored a person."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,19 +28,41 @@ class KeypointScores:
     evaluator: COCOeval
 
 
-def quiet_coco(content: dict) -> COCO:
-    """pycocotools' index of an annotation file's content, without its printing."""
+def truth_of(image_ids: Iterable, people: Iterable[dict], skeleton: Skeleton) -> COCO:
+    """pycocotools' index of true poses.
+
+    Args:
+      people: dictionaries of `image_id`, `joints` ([K, 3] image x, y, visibility), `box`, `area`, and `ignored`.
+    """
+    annotations = [
+        {
+            "id": number,  # from 1: pycocotools takes a match with annotation 0 for none
+            "image_id": person["image_id"],
+            "category_id": 1,
+            "iscrowd": int(person["ignored"]),
+            "area": float(person["area"]),
+            "bbox": [float(value) for value in person["box"]],
+            "num_keypoints": int((person["joints"][:, 2] > 0).sum()),
+            "keypoints": np.asarray(person["joints"], float).reshape(-1).tolist(),
+        }
+        for number, person in enumerate(people, start=1)
+    ]
     coco = COCO()
-    coco.dataset = content
+    coco.dataset = {
+        "images": [{"id": i} for i in image_ids],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "person", "keypoints": list(skeleton.joints), "skeleton": []}],
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
 
 
 def keypoint_scores(truth: COCO, results: list[dict], skeleton: Skeleton) -> KeypointScores:
-    """pycocotools' keypoint evaluation of results rows against annotations."""
+    """pycocotools' keypoint evaluation of results rows (image_id, keypoints, score) against `truth_of`."""
+    rows = [{key: row[key] for key in ("image_id", "keypoints", "score")} | {"category_id": 1} for row in results]
     with contextlib.redirect_stdout(io.StringIO()):
-        found = truth.loadRes(results)
+        found = truth.loadRes(rows)
         evaluator = COCOeval(truth, found, "keypoints")
         evaluator.params.kpt_oks_sigmas = np.asarray(skeleton.sigmas)
         evaluator.evaluate()
@@ -105,5 +128,7 @@ class _Matches:
         areas = []
         for row, curve in zip(recall, precision, strict=True):
             at = np.searchsorted(row, self.recalls, side="left")
-            areas.append(np.where(at < len(curve), curve[np.minimum(at, len(curve) - 1)], 0).mean() if len(curve) else 0)
+            areas.append(
+                np.where(at < len(curve), curve[np.minimum(at, len(curve) - 1)], 0).mean() if len(curve) else 0
+            )
         return float(np.mean(areas))

@@ -95,16 +95,13 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     momentum: float = 0.99
     dtype: DTypeLike = jnp.float32
-    zero_scale: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        scale = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
             epsilon=self.epsilon,
             dtype=self.dtype,
-            scale_init=scale,
             name="norm",
         )(x)

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -54,6 +55,11 @@ class ModelConfig:
     def __post_init__(self):
         if self.backbone not in STAGES:
             raise PosefixError(f"unknown backbone {self.backbone!r}: {nearest_names(self.backbone, STAGES)}")
+        if self.width < 1 or self.head_channels < 1 or self.pose_sigma <= 0:
+            raise PosefixError(
+                "model.width, head_channels and pose_sigma must be positive, found "
+                f"{self.width}, {self.head_channels}, {self.pose_sigma}"
+            )
         if len(self.crop_hw) != 2 or any(side % 32 or side <= 0 for side in self.crop_hw):
             raise PosefixError(f"crop_hw must be two positive multiples of 32, found {self.crop_hw}")
         if self.frame not in ("unbiased", "reference"):
@@ -93,9 +99,7 @@ class RefinerNetwork(nn.Module):
             x = TransposedConv(config.head_channels, dtype=self.dtype, name=f"up{i + 1}")(x)
             x = nn.relu(norm(name=f"up{i + 1}_norm")(x, train=train))
         # Standard deviation 0.01: paper, section 6.
-        head = Conv(
-            self.num_joints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.01), name="head"
-        )
+        head = Conv(self.num_joints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.01), name="head")
         return head(x.astype(jnp.float32))
 
 
@@ -112,7 +116,7 @@ class DecodeConfig:
     expected KS is not lower by more than `keep_margin`; `soft-argmax` is the paper's mean position, always taken.
     """
 
-    method: str = "ks"
+    method: Literal["ks", "soft-argmax"] = "ks"
     """ks or soft-argmax"""
     keep_margin: float = 0.0
     """gain of expected KS that a joint must promise to be moved (ks only)"""
@@ -142,6 +146,15 @@ class RefinerSpec:
     model: ModelConfig
     trained_joints: tuple[bool, ...]
     decode: DecodeConfig = DecodeConfig()
+
+    def __post_init__(self):
+        if len(self.trained_joints) != self.skeleton.num_joints:
+            raise PosefixError(
+                f"a refiner's spec: {len(self.trained_joints)} trained_joints for {self.skeleton.num_joints} joints"
+            )
+        if self.model.frame == "reference" and self.decode.method == "ks":
+            # Mirrored cells of that frame lie three quarters of a cell beside the others: maps cannot be averaged.
+            raise PosefixError("the reference frame is decoded by soft-argmax; set decode.method soft-argmax")
 
     def to_dict(self) -> dict:
         return {

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from posefix_jax.models.layers import Conv, max_pool
@@ -63,6 +62,11 @@ class ResNet(nn.Module):
             for unit in range(units):
                 stride = 2 if stage and not unit else 1
                 x = Unit(
-                    self.width * 2**stage, stride, bottleneck, self.norm, self.dtype, name=f"stage{stage + 1}_{unit + 1}"
+                    self.width * 2**stage,
+                    stride,
+                    bottleneck,
+                    self.norm,
+                    self.dtype,
+                    name=f"stage{stage + 1}_{unit + 1}",
                 )(x, train=train)
         return x

@@ -9,7 +9,7 @@ import numpy as np
 from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import ErrorKind
 
-GREEN, RED, BLUE, WHITE = (60, 200, 80), (235, 70, 60), (70, 140, 255), (255, 255, 255)
+GREEN, RED, WHITE = (60, 200, 80), (235, 70, 60), (255, 255, 255)
 KIND_COLOURS = {
     ErrorKind.GOOD: (60, 200, 80),
     ErrorKind.JITTER: (250, 210, 60),

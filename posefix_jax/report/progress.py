@@ -22,17 +22,17 @@ class Progress:
         if self._tty:
             print(file=sys.stderr)
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int) -> None:
         self.done = done
         if time.monotonic() - self._printed >= self._every:
-            self._print(note)
+            self._print()
 
-    def _print(self, note: str = "") -> None:
+    def _print(self) -> None:
         self._printed = time.monotonic()
         seconds = max(self._printed - self._started, 1e-6)
         rate = (self.done - self.start_at) / seconds
         left = f", {format_seconds((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
-        line = f"{self.name}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}{note}"
+        line = f"{self.name}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}"
         print(f"\r\033[K{line}" if self._tty else line, end="" if self._tty else "\n", file=sys.stderr, flush=True)
 
 

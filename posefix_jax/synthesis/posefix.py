@@ -117,8 +117,7 @@ def synthesize_pose(
     for target in range(num_sources):
         # Excess of the squared distance to the target over that to the candidate's own source, r^2.
         excess = (
-            apart[slot_source, target][:, None, None]
-            + 2 * length[:, :, None] * along[slot_source, target][:, None]
+            apart[slot_source, target][:, None, None] + 2 * length[:, :, None] * along[slot_source, target][:, None]
         )
         far_enough = jnp.where(
             is_miss[:, None, None, None],

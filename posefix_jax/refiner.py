@@ -1,0 +1,156 @@
+"""The `Refiner`: poses in one photograph in, better poses out."""
+
+import hashlib
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from posefix_jax import geometry
+from posefix_jax.checkpoints import load_refiner
+from posefix_jax.data.images import warp_affine
+from posefix_jax.models import RefinerSpec
+from posefix_jax.sharding import data_mesh, place_batch, replicated, split
+from posefix_jax.step import Network, make_refine_step
+from posefix_jax.types import PosefixError
+
+SHIPPED = "shipped"
+"""Folder of the package that holds the refiner loaded by default."""
+
+
+class Crop(NamedTuple):
+    """One pose made ready for the network: its crop, where that lies, and the pose in it."""
+
+    pixels: np.ndarray
+    geometry: geometry.CropGeometry
+    crop_xy: np.ndarray
+    present: np.ndarray
+
+
+class Refiner:
+    """A refiner that is ready to run. `Refiner.load()` gives the shipped one.
+
+    Attributes:
+      spec: skeleton, sizes, frames, decoding.
+      identity: changes with the weights; an interrupted job goes on only with the same.
+      batch_size: crops a step; more are run in several, fewer are padded, so nothing compiles twice.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        variables: dict,
+        spec: RefinerSpec,
+        *,
+        flip: bool = True,
+        batch_size: int = 32,
+        identity: str = "",
+    ):
+        self.spec = spec
+        self.identity = identity
+        self._mesh = data_mesh()
+        self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+        self._variables = jax.device_put(variables, replicated(self._mesh))
+        self._step = jax.jit(
+            make_refine_step(network, spec, flip=flip),
+            in_shardings=(replicated(self._mesh), *(split(self._mesh),) * 3),
+            out_shardings=split(self._mesh),
+        )
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path | None = None,
+        *,
+        flip: bool = True,
+        batch_size: int = 32,
+        keep_margin: float | None = None,
+    ) -> "Refiner":
+        """A refiner from a checkpoint, or the shipped one.
+
+        Args:
+          checkpoint: a training run's folder (its latest step), one step's folder, or a shipped one.
+          flip: also run the mirrored crop and average.
+          keep_margin: overrides the checkpoint's own; see `DecodeConfig`.
+
+        Raises:
+          PosefixError: no refiner there.
+        """
+        path = Path(checkpoint) if checkpoint is not None else Path(str(resources.files("posefix_jax") / SHIPPED))
+        variables, spec = load_refiner(path)
+        weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables)))
+        if keep_margin is not None:
+            spec = replace(spec, decode=replace(spec.decode, keep_margin=keep_margin))
+        return cls(
+            spec.network().apply, variables, spec, flip=flip, batch_size=batch_size, identity=weights.hexdigest()
+        )
+
+    def refine(self, image: np.ndarray, poses: np.ndarray) -> np.ndarray:
+        """Refines poses in one photograph.
+
+        Args:
+          image: [H, W, 3] uint8, RGB.
+          poses: [N, K, 2] or [N, K, 3]: image x, y, and a score; a joint with score 0 (or not finite) is missing.
+
+        Returns:
+          [N, K, 3] float64: image x, y, score. A joint that is kept has its input's values, a joint that was
+          missing is filled in with its expected KS as score. A pose without a usable joint comes back as it is.
+
+        Raises:
+          PosefixError: shapes do not fit, or K is not the skeleton's.
+        """
+        image = np.asarray(image)
+        poses = np.array(poses, np.float64)
+        joints = self.spec.skeleton.num_joints
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise PosefixError(f"image must be [H, W, 3] uint8, found {image.shape} {image.dtype}")
+        if poses.ndim != 3 or poses.shape[1] != joints or poses.shape[2] not in (2, 3):
+            raise PosefixError(f"poses must be [N, {joints}, 2 or 3], found {poses.shape}")
+        if poses.shape[2] == 2:
+            poses = np.concatenate([poses, np.ones((*poses.shape[:2], 1))], axis=2)
+        crops = [self.crop(image, pose) for pose in poses]
+        usable = [i for i, crop in enumerate(crops) if crop is not None]
+        for start in range(0, len(usable), self.batch_size):
+            rows = usable[start : start + self.batch_size]
+            for row, refined in zip(rows, self.finish(self.start([crops[i] for i in rows]), poses[rows]), strict=True):
+                poses[row] = refined
+        return poses
+
+    def crop(self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0) -> Crop | None:
+        """The crop around one pose ([K, 3], image frame); None if no joint that the model knows is usable.
+
+        A joint is present if finite and its score is above `min_score`.
+        """
+        model = self.spec.model
+        present = np.isfinite(pose).all(axis=1) & (pose[:, 2] > min_score)
+        around = present & np.asarray(self.spec.trained_joints)
+        if not around.any():
+            return None
+        xy = np.where(present[:, None], pose[:, :2], 0.0)
+        box = geometry.crop_box_of_joints(xy, around, model.crop_hw)
+        place = geometry.crop_geometry(box, model.crop_hw, frame=model.frame)
+        pixels = warp_affine(image, place.image_to_crop, model.crop_hw, antialias=model.frame != "reference")
+        return Crop(pixels, place, np.where(present[:, None], place.to_crop(xy), 0.0).astype(np.float32), present)
+
+    def start(self, crops: list[Crop]):
+        """Sends up to `batch_size` crops to the devices and returns at once; `finish` waits for the outcome."""
+        fill = self.batch_size - len(crops)
+        batch = [np.stack([crop[field] for crop in crops]) for field in (0, 2, 3)]
+        batch = [np.concatenate([array, np.zeros((fill, *array.shape[1:]), array.dtype)]) for array in batch]
+        return crops, self._step(self._variables, *place_batch(self._mesh, tuple(batch)))
+
+    def finish(self, started, poses: np.ndarray, *, fill_missing: bool = True) -> np.ndarray:
+        """The refined poses, [n, K, 3] in the image frame, of what `start` sent; `poses` are their inputs."""
+        crops, outcome = started
+        outcome = jax.device_get(outcome)
+        refined = np.array(poses, np.float64)
+        for i, crop in enumerate(crops):
+            image_xy = crop.geometry.to_image(outcome.crop_xy[i].astype(np.float64))
+            moved = outcome.moved[i] & (crop.present | fill_missing) & np.isfinite(image_xy).all(axis=1)
+            refined[i, moved, :2] = image_xy[moved]
+            filled = moved & ~crop.present
+            refined[i, filled, 2] = outcome.output_ks[i, filled]
+        return refined
