@@ -20,9 +20,9 @@ def config() -> Config:
         coarse,
         out="runs/lspet_r18_160x128",
         init=coarse.out,
-        epochs=6,
+        epochs=5,
         augment=AugmentConfig(scale=0.15, rotation=20.0, rotation_probability=0.5, shift=0.03, colour=0.15),
-        inputs=InputConfig(detected_share=0.3, withhold_pose=0.02, withhold_joint=0.03),
+        inputs=InputConfig(detected_share=0.2, withhold_pose=0.02, withhold_joint=0.03),
         model=replace(coarse.model, crop_hw=(160, 128), pose_sigma=4.5),
-        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=50, average_decay=0.998),
+        optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=50, average_decay=0.998),
     )

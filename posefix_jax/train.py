@@ -224,21 +224,19 @@ def _make_picture(config: Config, spec: RefinerSpec, errors):
             return
         few = jax.tree.map(lambda array: np.asarray(array.addressable_shards[0].data)[:6], batch)
         poses, predicted = jax.device_get(look(state.variables, few, root))
+        zoom = max(1, 256 // spec.model.crop_hw[0])
+        crops = np.clip(poses.crop, 0, 255).astype(np.uint8).repeat(zoom, axis=1).repeat(zoom, axis=2)
+        true_xy, given_xy, found_xy = (
+            (xy + 0.5) * zoom - 0.5 for xy in (poses.crop_xy, poses.input.crop_xy, predicted)
+        )
+        captions = ("crop", "truth", "input, by error", "prediction")
         rows = []
-        for i in range(len(poses.crop)):
-            crop = np.clip(poses.crop[i], 0, 255).astype(np.uint8)
-            given = poses.input
-            rows.append(
-                side_by_side(
-                    [
-                        crop,
-                        draw_pose(crop, poses.crop_xy[i], poses.valid[i], spec.skeleton, GREEN),
-                        draw_pose(crop, given.crop_xy[i], given.present[i], spec.skeleton, WHITE, kinds=given.kind[i]),
-                        draw_pose(crop, predicted[i], poses.valid[i], spec.skeleton, GREEN),
-                    ],
-                    ["crop", "truth", "input, by error", "prediction"],
-                )
-            )
+        for i, crop in enumerate(crops):
+            truth = draw_pose(crop, true_xy[i], poses.valid[i], spec.skeleton, GREEN)
+            kinds = poses.input.kind[i]
+            given = draw_pose(crop, given_xy[i], poses.input.present[i], spec.skeleton, WHITE, kinds=kinds)
+            found = draw_pose(crop, found_xy[i], poses.valid[i], spec.skeleton, GREEN)
+            rows.append(side_by_side([crop, truth, given, found], captions))
         write_picture(path, sheet([kind_legend(), *rows]))
 
     return picture

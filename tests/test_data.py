@@ -224,3 +224,19 @@ def test_prepare_keeps_what_is_not_its_own(tmp_path, people):
     with pytest.raises(PosefixError, match="not written by prepare"):
         prepare(PrepareOptions(annotations=people[0], images=people[1], out=tmp_path / "precious"))
     assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_prepare_that_fails_leaves_the_old_folder(tmp_path, people, monkeypatch):
+    """Interrupted amid a re-run: the folder that was there is still there, whole."""
+    from posefix_jax import prepare as module
+
+    options = PrepareOptions(annotations=people[0], images=people[1], out=tmp_path / "out", patch=96)
+    prepare(options)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "make_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(options)
+    assert len(People([tmp_path / "out"])) == 6

@@ -254,18 +254,19 @@ def test_checkpoint_round_trip(tiny_spec, job, tmp_path):
 
 
 def test_killed_job_leaves_no_half_file(people, tmp_path):
-    """SIGKILL of a real process, then the same command: the whole output is there."""
+    """SIGKILL of a real process amid its work, then the same command: the rest is done, the output is whole."""
     truth, images = people
-    detections = tmp_path / "d.json"
-    detections.write_text(json.dumps(detections_of(truth)))
-    out = tmp_path / "r.json"
+    detections, out = tmp_path / "d.json", tmp_path / "r.json"
+    detections.write_text(json.dumps(detections_of(truth) * 20))
+    partial = out.with_name("r.json.partial")
     command = [sys.executable, "-m", "posefix_jax.cli", "refine", "--detections", str(detections)]
     command += ["--images", str(images), "--out", str(out), "--batch-size", "8"]
     process = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
-    time.sleep(2)
+    while process.poll() is None and (not partial.exists() or len(partial.read_bytes().splitlines()) < 9):
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not out.exists()
+    assert partial.exists() and not out.exists()
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(rows_of(out)) == 6
+    assert len(rows_of(out)) == 120 and not partial.exists()
