@@ -23,6 +23,11 @@ def seconds(run: Callable[[], object], *, repeats: int = 5) -> list[float]:
     return times
 
 
+def _bare(argument: str) -> str:
+    """A path as its last two parts: results are read on other machines."""
+    return "/".join(Path(argument).parts[-2:]) if "/" in argument else argument
+
+
 def write_result(name: str, figures: dict) -> None:
     """Prints the figures; with `--write` also adds them to benchmarks/results/NAME.jsonl."""
     device = jax.devices()[0]
@@ -30,7 +35,7 @@ def write_result(name: str, figures: dict) -> None:
         "date": date.today().isoformat(),
         "device": f"{len(jax.devices())} x {device.device_kind} ({platform.processor() or platform.machine()})",
         "jax": version("jax"),
-        "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *map(_bare, sys.argv[1:])]),
         **figures,
     }
     print(json.dumps(line, indent=1))
