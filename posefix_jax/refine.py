@@ -198,7 +198,8 @@ def _write_outcome(options: RefineOptions, rows: list[dict], journal: "_Journal"
 
 def summary_of(report: dict, out: Path) -> str:
     """A few lines for the terminal."""
-    lines = [f"{report['refined']} of {report['rows']} poses refined, {report['joints_moved']} joints moved: {out}"]
+    moved = f"{report['joints_moved']} joints moved or filled in"
+    lines = [f"{report['refined']} of {report['rows']} poses refined, {moved}: {out}"]
     reasons = Counter(entry["reason"] for entry in report["passed_through"])
     lines += [f"{count} passed through unchanged: {reason}" for reason, count in reasons.most_common()]
     return "\n".join(lines)
