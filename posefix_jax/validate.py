@@ -83,7 +83,7 @@ class Validator:
         to_image = functools.partial(self._to_image, zoom=self.zoom)
         return poses._replace(input_xy=to_image(poses.input_xy), refined_xy=to_image(poses.refined_xy))
 
-    def score(self, poses: Poses) -> dict[str, float]:
+    def score(self, poses: Poses) -> dict[str, int | float]:
         """Mean KS of the labelled joints and AP, before and after; an absent input joint has KS 0."""
         given = (poses.present & np.asarray(self.spec.trained_joints)).any(axis=1)
         scored = self.labelled & given[:, None]
@@ -99,7 +99,7 @@ class Validator:
             "ap_refined": self._ap(poses.refined_xy, given),
         }
 
-    def run(self, variables) -> dict[str, dict[str, float]]:
+    def run(self, variables) -> dict[str, dict[str, int | float]]:
         """The scores of each kind of input."""
         return {kind: self.score(self.poses(kind, variables)) for kind in self.kinds}
 
@@ -118,7 +118,7 @@ class Validator:
         return keypoint_scores(self.truth, rows, self.spec.skeleton).figures[FIGURES[0]]
 
 
-def line_of(kind: str, scores: dict[str, float]) -> str:
+def line_of(kind: str, scores: dict[str, int | float]) -> str:
     """For the terminal."""
     return (
         f"{kind} poses of {scores['people']} people: KS {scores['ks_input']:.4f} -> {scores['ks_refined']:.4f}, "
