@@ -22,6 +22,12 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 FOLDER = "checkpoints"
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether any step of the run was saved."""
+    folder = run / FOLDER
+    return folder.is_dir() and any(child.name.isdecimal() for child in folder.iterdir())
+
+
 class Checkpointer:
     """Saves and restores the training of one run."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from posefix_jax import geometry, heatmaps
-from posefix_jax.checkpoints import Checkpointer, load_refiner
+from posefix_jax.checkpoints import Checkpointer, has_checkpoint, load_refiner
 from posefix_jax.config import Config
 from posefix_jax.data.coco import read_json, write_json
 from posefix_jax.data.pipeline import People, training_batches
@@ -46,8 +46,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
     errors = load_error_model(config.errors)
     errors.table(spec.skeleton)
     validator = Validator(config.data.validation, spec, errors) if config.data.validation else None
-    checkpointer = Checkpointer(out, keep=config.keep)
-    _settle_config(config, out, len(people), checkpointer.latest_step is not None)
+    _settle_config(config, out, len(people), started=has_checkpoint(out))
 
     mesh = data_mesh()
     if config.data.batch_size % mesh.size:
@@ -80,6 +79,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
     )
 
     state = initial_state(config, spec, optimizer, mesh)
+    checkpointer = Checkpointer(out, keep=config.keep)
     if checkpointer.latest_step is not None:
         state, position = checkpointer.restore(state)
         batches.set_state(position)
