@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import signal
 from pathlib import Path
 
@@ -161,7 +162,9 @@ def test_our_own_device_code_promotes_no_dtype_by_itself(config):
     assert refined.refined_xy.shape == (8, 17, 2)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_restored_state_must_fit(config, whole):
+    """Orbax leaves reads of its own unfinished when shapes differ; they are collected here, not in a later test."""
     people = People(config.data.train)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, head_channels=8))
     spec = spec_of(other, people)
@@ -170,6 +173,7 @@ def test_a_restored_state_must_fit(config, whole):
     with pytest.raises(PosefixError, match="does not fit this config"):
         checkpointer.restore(state)
     checkpointer.close()
+    gc.collect()
 
 
 def test_learning_rates():
