@@ -1,5 +1,4 @@
 import dataclasses
-import gc
 import signal
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from posefix_jax import train as train_module
 from posefix_jax.augment import AugmentConfig
-from posefix_jax.checkpoints import Checkpointer, abstract_variables, load_refiner
+from posefix_jax.checkpoints import abstract_variables, load_refiner
 from posefix_jax.config import Config, DataConfig, load_preset
 from posefix_jax.data.pipeline import People, training_batches
 from posefix_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
@@ -160,20 +159,6 @@ def test_our_own_device_code_promotes_no_dtype_by_itself(config):
         )
         refined = jax.eval_shape(make_eval_step(spec=spec, errors=PAPER), variables, batch, jax.random.key(0))
     assert refined.refined_xy.shape == (8, 17, 2)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_restored_state_must_fit(config, whole):
-    """Orbax leaves reads of its own unfinished when shapes differ; they are collected here, not in a later test."""
-    people = People(config.data.train)
-    other = dataclasses.replace(config, model=dataclasses.replace(config.model, head_channels=8))
-    spec = spec_of(other, people)
-    state = initial_state(other, spec, make_optimizer(other.optimizer, 6), data_mesh())
-    checkpointer = Checkpointer(Path(config.out), keep=2)
-    with pytest.raises(PosefixError, match="does not fit this config"):
-        checkpointer.restore(state)
-    checkpointer.close()
-    gc.collect()
 
 
 def test_learning_rates():
