@@ -144,12 +144,11 @@ def make_training_pose(
         )
     affine, area_scale, mirror = random_crop_affine(affine_key, box, augment, crop_hw)
 
-    def to_crop(patch_xy):
-        crop_xy = geometry.apply_affine(affine, patch_xy)
-        return jnp.where(mirror, crop_xy[spec.skeleton.flip_index], crop_xy)
-
     def mirrored(values):
         return jnp.where(mirror, values[spec.skeleton.flip_index], values)
+
+    def to_crop(patch_xy):
+        return mirrored(geometry.apply_affine(affine, patch_xy))
 
     crop = random_colour(colour_key, warp(record.patch, affine, crop_hw), augment.colour)
     crop_xy, labelled = to_crop(record.patch_xy), mirrored(labelled)
