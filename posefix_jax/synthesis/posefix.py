@@ -20,9 +20,10 @@ class SyntheticPose(NamedTuple):
     kind: Array
 
 
-_RADII, _ANGLES = 4, 8
-"""Candidates of a ring are a grid of 4 lengths x 8 angles, shifted as a whole by one random offset."""
-_CELLS = _RADII * _ANGLES
+_LATTICE, _GENERATOR = 34, 21
+"""Whether a ring has room is found with a Fibonacci lattice of 34 lengths and angles, shifted by one random offset."""
+_CANDIDATES = 32
+"""Independent candidates in the ring that was chosen, of which the first that meets the condition is taken."""
 
 
 def synthesize_pose(
@@ -42,9 +43,10 @@ def synthesize_pose(
     Pure: equal arguments give an equal pose. One person; `vmap` to batch. The program does not grow with K.
 
     The sources of a joint are itself, its twin, and the same two of each neighbour. Every kind has rings around
-    some of its sources; of a ring's candidates those remain that meet the kind's condition. A kind without a
-    candidate gives its probability to the others in proportion. The candidate is then drawn among those that
-    remain, so its length is uniform in the ring (not in the disc) wherever the condition does not cut.
+    some of its sources, and a condition. A kind that has no room gives its probability to the others in proportion.
+    A kind is drawn, then one of its rings by its room, then independent candidates in it; the first that meets the
+    condition is taken. So lengths are uniform in the ring (not in the disc) wherever the condition does not cut, as
+    if drawn by rejection without end.
 
     Args:
       key: consumed once; the caller folds in epoch and sample.
@@ -63,7 +65,8 @@ def synthesize_pose(
     num_others = others_xy.shape[0]
     num_sources = 2 + 2 * num_others
     twin = skeleton.flip_index
-    uniform = jax.random.uniform(key, (5, skeleton.num_joints))
+    uniform_key, candidate_key = jax.random.split(key)
+    uniform = jax.random.uniform(uniform_key, (4, skeleton.num_joints))
 
     # Sources [S, K]: itself, own twin, the same joint of the others, the twin of the others.
     crop_xy = jnp.where(labelled[:, None], crop_xy, 0.0)
@@ -96,38 +99,41 @@ def synthesize_pose(
     falloff = 2 * np.asarray(skeleton.sigmas, np.float32)
     unit = falloff * jnp.sqrt(area)  # [K]; d(ks) = unit * sqrt(-2 ln ks)
 
-    def radius_at(ks):
-        return np.sqrt(-2 * np.log(np.array([slot[ks] for slot in slots]))).astype(np.float32)[:, None, None] * unit
-
-    step = (jnp.arange(_RADII, dtype=jnp.float32)[:, None] + uniform[0]) / _RADII
-    length = radius_at(2) + (radius_at(3) - radius_at(2)) * step  # [Q, R, K]
-    angle = 2 * jnp.pi / _ANGLES * (jnp.arange(_ANGLES, dtype=jnp.float32)[:, None] + uniform[1])
-    direction = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)  # [A, K, 2]
-
-    # Squared distance of each candidate to source t, without building the candidate:
-    # |s + r e - t|^2 = |s - t|^2 + 2 r e.(s - t) + r^2.
+    inner, outer = (np.sqrt(-2 * np.log([slot[i] for slot in slots])).astype(np.float32) for i in (2, 3))
     between = source_xy[:, None] - source_xy[None, :]  # [S, T, K, 2]
     apart = (between**2).sum(axis=-1)
-    along = jnp.einsum("stkc,akc->stak", between, direction)
-
-    is_miss = slot_kind == ErrorKind.MISS
-    is_swap = slot_kind == ErrorKind.SWAP
     jitter_radius = unit * np.sqrt(-2 * np.log(jitter)).astype(np.float32)
-    allowed = jnp.broadcast_to(exists[slot_source][:, None, None], (len(slots), _RADII, _ANGLES, labelled.shape[0]))
-    for target in range(num_sources):
-        # Excess of the squared distance to the target over that to the candidate's own source, r^2.
-        excess = (
-            apart[slot_source, target][:, None, None] + 2 * length[:, :, None] * along[slot_source, target][:, None]
-        )
-        far_enough = jnp.where(
-            is_miss[:, None, None, None],
-            excess + length[:, :, None] ** 2 >= jitter_radius**2 * (1 - 1e-5),
-            excess > 0,
-        )
-        # Who is its own source is trivially nearest; a swap minds only the person's own two joints.
-        exempt = (slot_source == target) & ~is_miss | is_swap & (target >= 2)
-        allowed &= far_enough | ~exists[target] | exempt[:, None, None, None]
-    allowed = allowed.reshape(len(slots), _CELLS, -1)
+
+    def meets(kind, source, length, apart, along):
+        """Whether candidates at `length` from their source meet the kind's condition.
+
+        `apart(target)` is the squared distance of the source to the target, `along(target)` the dot product of the
+        candidate's direction with the way from target to source.
+        """
+        is_miss, is_swap = kind == ErrorKind.MISS, kind == ErrorKind.SWAP
+        allowed = True
+        for target in range(num_sources):
+            # The squared distance of candidate s + r e to target t is |s - t|^2 + 2 r e.(s - t) + r^2.
+            excess = apart(target) + 2 * length * along(target)
+            far_enough = jnp.where(is_miss, excess + length**2 >= jitter_radius**2 * (1 - 1e-5), excess > 0)
+            # Who is its own source is trivially nearest; a swap minds only the person's own two joints.
+            exempt = (source == target) & ~is_miss | is_swap & (target >= 2)
+            allowed &= far_enough | ~exists[target] | exempt
+        return allowed
+
+    cells = np.arange(_LATTICE, dtype=np.float32)[:, None]
+    rings = (inner[:, None, None], outer[:, None, None])
+    share = (cells + uniform[0]) / _LATTICE  # [C, K] of the way from the inner to the outer radius
+    length = unit * (rings[0] + (rings[1] - rings[0]) * share)  # [Q, C, K]
+    direction = _direction((_GENERATOR * cells % _LATTICE + uniform[1]) / _LATTICE)  # [C, K, 2]
+    along = jnp.einsum("stkx,ckx->stck", between, direction)
+    allowed = exists[slot_source][:, None] & meets(
+        slot_kind[:, None, None],
+        slot_source[:, None, None],
+        length,
+        lambda target: apart[slot_source, target][:, None],
+        lambda target: along[slot_source, target],
+    )
     remaining = allowed.sum(axis=1, dtype=jnp.float32) * slot_weight.astype(np.float32)[:, None]  # [Q, K]
 
     count = labelled.sum()
@@ -142,9 +148,25 @@ def synthesize_pose(
     kind = _draw(uniform[2], rates)
     slot = _draw(uniform[3], remaining.T * jnp.asarray(of_kind.T, jnp.float32)[kind])
     joint = np.arange(labelled.shape[0])
-    cell = _draw(uniform[4], allowed[slot, :, joint].astype(jnp.float32))
-    offset = length[slot, cell // _ANGLES, joint][:, None] * direction[cell % _ANGLES, joint]
-    drawn_xy = source_xy[jnp.asarray(slot_source)[slot], joint] + offset
+    source = jnp.asarray(slot_source)[slot]
+
+    # Independent candidates, one random word each (16 bits of length, 16 of angle); then the lattice again, for room
+    # so narrow that none of those fits.
+    words = _sequence(jax.random.bits(candidate_key, (skeleton.num_joints,)), _CANDIDATES)
+    low, high = ((part.astype(jnp.float32) + 0.5) / 2**16 for part in (words & 0xFFFF, words >> 16))
+    ring = (jnp.asarray(inner)[slot], jnp.asarray(outer)[slot])
+    length = unit * (ring[0] + (ring[1] - ring[0]) * jnp.concatenate([low, share]))
+    direction = jnp.concatenate([_direction(high), direction])
+    between, apart = between[source, :, joint], apart[source, :, joint]  # [K, T, 2], [K, T]
+    fits = meets(
+        kind,
+        source,
+        length,
+        lambda target: apart[:, target],
+        lambda target: (between[:, target] * direction).sum(axis=-1),
+    )
+    first = jnp.argmax(fits, axis=0)
+    drawn_xy = source_xy[source, joint] + length[first, joint][:, None] * direction[first, joint]
     # Nothing remains only where every candidate is ruled out (two people's joints coincide): then it is good.
     stuck = ~available.any(axis=-1)
     drawn_xy = jnp.where(stuck[:, None], crop_xy, drawn_xy)
@@ -154,6 +176,19 @@ def synthesize_pose(
         present=labelled,
         kind=jnp.where(labelled, kind, int(ErrorKind.ABSENT)).astype(jnp.int32),
     )
+
+
+def _sequence(seed: Array, count: int) -> Array:
+    """[count, K] uint32 of the SplitMix generator from a seed each: a fraction of the cost of as many of jax's."""
+    word = seed + np.arange(1, count + 1, dtype=np.uint32)[:, None] * np.uint32(0x9E3779B9)
+    word = (word ^ (word >> 16)) * np.uint32(0x21F0AAAD)
+    word = (word ^ (word >> 15)) * np.uint32(0x735A2D97)
+    return word ^ (word >> 15)
+
+
+def _direction(turn: Array) -> Array:
+    """[..., 2] the unit vector at a share of a full turn."""
+    return jnp.stack([jnp.cos(2 * jnp.pi * turn), jnp.sin(2 * jnp.pi * turn)], axis=-1)
 
 
 def _draw(uniform: Float[Array, " K"], weights: Float[Array, "K M"]) -> Int[Array, " K"]:
