@@ -9,6 +9,7 @@ _JOBS = {
     "evaluate": "score a results file, or two against each other",
     "prepare": "turn annotations and photographs into training shards",
     "train": "train a refiner from a config",
+    "import": "read the authors' weights, or ImageNet weights of a backbone",
     "ship": "write a trained refiner as a small checkpoint of its own",
     "demo": "refine a few people in sample photographs and show it",
 }
@@ -100,6 +101,23 @@ def _ship(rest: list[str]) -> int:
     from posefix_jax.ship import ShipOptions, ship
 
     print(ship(_parse(ShipOptions, rest, "ship")))
+    return 0
+
+
+def _import(rest: list[str]) -> int:
+    from posefix_jax.import_weights import SOURCES, import_weights
+
+    usage = f"posefix import {'|'.join(SOURCES)} FILE --out ... (--help after a source lists its options)"
+    if rest and rest[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    if not rest or rest[0] not in SOURCES:
+        known = f"unknown source {rest[0]!r}: {nearest_names(rest[0], SOURCES)}; " if rest else ""
+        raise PosefixError(f"{known}usage: {usage}")
+    source, *rest = rest
+    if rest and not rest[0].startswith("-"):
+        rest = ["--weights", *rest]
+    print(import_weights(_parse(SOURCES[source], rest, f"import {source}")))
     return 0
 
 

@@ -48,7 +48,7 @@ class Config:
     errors: str = "paper"
     """error model: paper, or a JSON file"""
     init: str = ""
-    """refiner checkpoint to start the weights from; sizes of crop may differ"""
+    """weights to start from: a refiner checkpoint (sizes of crop may differ), or what `posefix import` wrote"""
     save_every: int = 1000
     """steps between checkpoints; one more at the end"""
     validate_every: int = 1000

@@ -22,6 +22,7 @@ class Skeleton:
       sigmas: OKS falloff per joint, the `sigma` of KS = exp(-d^2 / (2 area (2 sigma)^2)).
       limbs: index pairs to draw.
       groups: per joint, the row of an error model that it takes (`wrist`, `hip`, ...).
+      never_annotated: indices of joints that its data sets have a slot for and never fill.
 
     Raises:
       PosefixError: when lengths or indices do not fit together.
@@ -33,6 +34,7 @@ class Skeleton:
     sigmas: tuple[float, ...]
     limbs: tuple[tuple[int, int], ...]
     groups: tuple[str, ...]
+    never_annotated: tuple[int, ...] = ()
 
     def __post_init__(self):
         count = len(self.joints)
@@ -49,6 +51,8 @@ class Skeleton:
             for pair in getattr(self, field):
                 if len(pair) != 2 or not all(0 <= i < count for i in pair):
                     raise PosefixError(f"skeleton {self.name}: {field} has {pair}, outside 0..{count - 1}")
+        if not all(0 <= i < count for i in self.never_annotated):
+            raise PosefixError(f"skeleton {self.name}: never_annotated has an index outside 0..{count - 1}")
         paired = [i for pair in self.flip_pairs for i in pair]
         if len(set(paired)) != len(paired):
             raise PosefixError(f"skeleton {self.name}: a joint stands in two flip_pairs")
@@ -78,6 +82,7 @@ class Skeleton:
             "sigmas": list(self.sigmas),
             "limbs": [list(pair) for pair in self.limbs],
             "groups": list(self.groups),
+            "never_annotated": list(self.never_annotated),
         }
 
     @classmethod
@@ -98,6 +103,7 @@ class Skeleton:
                 sigmas=tuple(float(s) for s in fields["sigmas"]),
                 limbs=pairs("limbs"),
                 groups=tuple(fields.get("groups") or (group_of(joint) for joint in joints)),
+                never_annotated=tuple(int(i) for i in fields.get("never_annotated", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PosefixError(
@@ -116,12 +122,12 @@ def group_of(joint: str) -> str:
     return stem if stem in groups else "other"
 
 
-def _skeleton(name: str, joints: str, sigmas: Sequence[float], limbs: str) -> Skeleton:
+def _skeleton(name: str, joints: str, sigmas: Sequence[float], limbs: str, never: tuple[int, ...] = ()) -> Skeleton:
     """Builds from words: pairs of `left_x`/`right_x` are twins, limbs are `a-b` words."""
     names = tuple(joints.split())
     pairs = tuple((i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_"))
     bones = tuple(tuple(names.index(end) for end in limb.split("-")) for limb in limbs.split())
-    return Skeleton(name, names, pairs, tuple(sigmas), bones, tuple(group_of(joint) for joint in names))
+    return Skeleton(name, names, pairs, tuple(sigmas), bones, tuple(group_of(joint) for joint in names), never)
 
 
 _ARMS = (
@@ -166,6 +172,7 @@ POSETRACK = _skeleton(
     "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
     (0.026, 0.035, 0.035, *COCO.sigmas[3:]),
     _ARMS + "nose-head_top nose-head_bottom head_bottom-left_shoulder head_bottom-right_shoulder",
+    never=(3, 4),
 )
 
 # Sigmas: crowdposetools' CrowdPose evaluation.

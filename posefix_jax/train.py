@@ -26,6 +26,7 @@ from posefix_jax.step import Batch, TrainState, make_train_step, make_training_p
 from posefix_jax.synthesis import load_error_model
 from posefix_jax.types import PosefixError
 from posefix_jax.validate import Validator, line_of
+from posefix_jax.weights import with_backbone
 
 _MAY_CHANGE = {"out", "save_every", "validate_every", "log_every", "keep", "data.threads", "data.validation"}
 """Fields of a run's config that a resumed run may set anew without changing its outcome."""
@@ -153,19 +154,28 @@ def initial_state(config: Config, spec: RefinerSpec, optimizer, mesh) -> TrainSt
     state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed))
     if not config.init:
         return state
-    variables, of = load_refiner(Path(config.init))
     wanted = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = _initial_variables(config, spec, wanted)
+    # Through jit, so that no two leaves share a buffer.
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated(mesh))
+    average = copy(variables) if state.average is not None else None
+    variables = copy(variables)
+    return state._replace(params=variables["params"], batch_stats=variables["batch_stats"], average=average)
+
+
+def _initial_variables(config: Config, spec: RefinerSpec, wanted: dict) -> dict:
+    """What `config.init` names: a refiner, or the imported weights of a backbone amid fresh ones."""
+    path = Path(config.init)
+    if path.suffix == ".npz":
+        return with_backbone(jax.device_get(wanted), path, spec.model.backbone)
+    variables, of = load_refiner(path)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (wanted, variables)]
     if of.skeleton.joints != spec.skeleton.joints or shapes[0] != shapes[1]:
         raise PosefixError(
             f"{config.init}: a {of.model.backbone} of width {of.model.width} for {of.skeleton.name}; this config "
             f"trains a {spec.model.backbone} of width {spec.model.width} for {spec.skeleton.name}"
         )
-    # Through jit, so that no two leaves share a buffer.
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated(mesh))
-    average = copy(variables) if state.average is not None else None
-    variables = copy(variables)
-    return state._replace(params=variables["params"], batch_stats=variables["batch_stats"], average=average)
+    return variables
 
 
 def _settle_config(config: Config, out: Path, people: int, started: bool) -> None:

@@ -1,0 +1,209 @@
+"""ImageNet weights of a backbone, from a torchvision or timm state dict."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posefix_jax.models.mobilenet import STAGES as MOBILENET_STAGES
+from posefix_jax.models.resnet import STAGES as RESNET_STAGES
+from posefix_jax.types import PosefixError
+
+Arrays = dict[str, np.ndarray]
+
+_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+"""torch's name of a batch norm's array, and ours"""
+
+
+def read_state_dict(path: Path) -> Arrays:
+    """The arrays of a `.safetensors` file, or of a torch file (`.pth`, `.pt`), which needs torch.
+
+    Raises:
+      PosefixError: no such file, the reading package is not installed, or the file is not a state dict.
+    """
+    if not path.is_file():
+        raise PosefixError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        import torch
+
+        arrays = torch.load(path, map_location="cpu", weights_only=True)
+        arrays = arrays.get("state_dict", arrays)
+        return {name: tensor.float().numpy() for name, tensor in arrays.items()}
+    except ImportError as error:
+        raise PosefixError(f"{path}: reading it needs the package {error.name} (pip install {error.name})") from error
+    except Exception as error:
+        raise PosefixError(f"{path}: not a state dict ({type(error).__name__}: {error})") from error
+
+
+def import_backbone(path: Path, out: Path) -> str:
+    """Writes the weights of a ResNet or MobileNetV2 state dict as an `.npz` file that `--init` takes.
+
+    Which network it is, is found from its names and shapes. Returns a line that says what was read and what left.
+
+    Raises:
+      PosefixError: the file cannot be read, holds another network, or lacks arrays.
+    """
+    arrays = {name.removeprefix("module."): array for name, array in read_state_dict(path).items()}
+    backbone, pairs = _recognise(path, arrays)
+    found: Arrays = {}
+    missing, used = [], set()
+    for (ours, ours_norm), (theirs, theirs_norm) in pairs:
+        wanted = {f"{theirs}.weight": f"params/{ours}/kernel"}
+        for name, as_ours in _NORM.items():
+            collection = "batch_stats" if name.startswith("running") else "params"
+            wanted[f"{theirs_norm}.{name}"] = f"{collection}/{ours_norm}/norm/{as_ours}"
+        for name, key in wanted.items():
+            if name in arrays:
+                used.add(name)
+                found[key] = _kernel(arrays[name]) if key.endswith("kernel") else np.asarray(arrays[name], np.float32)
+            else:
+                missing.append(name)
+    if missing:
+        raise PosefixError(f"{path}: a {backbone} without {len(missing)} of its arrays: {', '.join(missing[:6])} ...")
+    left = sorted(set(arrays) - used - {name for name in arrays if name.endswith("num_batches_tracked")})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:
+        np.savez(file, **found, backbone=np.asarray(json.dumps({"backbone": backbone, "source": path.name})))
+    total = sum(array.size for key, array in found.items() if key.startswith("params/"))
+    return f"{backbone}, {total / 1e6:.1f} M weights, to {out}; train with --init {out}" + (
+        f"\nnot of the backbone, left out: {', '.join(left)}" if left else ""
+    )
+
+
+def load_backbone(path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name, params and batch statistics that `import_backbone` wrote; the stem has three channels.
+
+    Raises:
+      PosefixError: not such a file.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        name = json.loads(str(arrays.pop("backbone")))["backbone"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PosefixError(f"{path}: not a file that `posefix import` wrote ({error})") from error
+    trees: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for key, array in arrays.items():
+        *folders, last = key.split("/")
+        tree = trees
+        for folder in folders:
+            tree = tree.setdefault(folder, {})
+        tree[last] = array
+    return name, trees["params"], trees["batch_stats"]
+
+
+def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[str, Any]:
+    """A refiner's fresh variables with the imported backbone in place; the stem's pose channels stay as they are.
+
+    Raises:
+      PosefixError: it is another network, or shapes differ (all are listed).
+    """
+    name, params, batch_stats = load_backbone(path)
+    if name != backbone:
+        raise PosefixError(f"{path}: a {name}; this config trains a {backbone}")
+    stem = np.array(variables["params"]["backbone"]["stem"]["kernel"])
+    image = params["stem"]["kernel"]
+    wrong = []
+    if image.shape[2] < stem.shape[2] and image.shape[:2] + image.shape[3:] == stem.shape[:2] + stem.shape[3:]:
+        stem[:, :, : image.shape[2]] = image
+        params["stem"]["kernel"] = stem
+
+    def replace(old, new, place):
+        if isinstance(old, dict):
+            return {key: replace(value, new[key], f"{place}/{key}") for key, value in old.items()}
+        if old.shape != new.shape:
+            wrong.append(f"{place} {tuple(new.shape)}, expected {tuple(old.shape)}")
+        return new
+
+    merged = {
+        collection: {
+            **variables[collection],
+            "backbone": replace(variables[collection]["backbone"], tree, collection),
+        }
+        for collection, tree in (("params", params), ("batch_stats", batch_stats))
+    }
+    if wrong:
+        raise PosefixError(f"{path}: {len(wrong)} arrays do not fit: {'; '.join(wrong[:6])}; is model.width standard?")
+    return merged
+
+
+def _kernel(array: np.ndarray) -> np.ndarray:
+    """OIHW to HWIO; a depthwise kernel [C, 1, 3, 3] to [3, 3, C]."""
+    kernel = np.asarray(array, np.float32).transpose(2, 3, 1, 0)
+    return kernel[:, :, 0] if kernel.shape[2] == 1 else kernel
+
+
+Pair = tuple[tuple[str, str], tuple[str, str]]
+"""(our convolution and its norm), (theirs)"""
+
+
+def _recognise(path: Path, arrays: Arrays) -> tuple[str, list[Pair]]:
+    """The network that the names tell, and where its arrays go."""
+    if "layer1.0.conv1.weight" in arrays:
+        units = tuple(len({m[1] for m in _matches(rf"layer{s}\.(\d+)\.", arrays)}) for s in range(1, 5))
+        kind = ("layer1.0.conv3.weight" in arrays, units)
+        for name, shape in RESNET_STAGES.items():
+            if shape == kind:
+                return name, list(_resnet_pairs(*shape))
+    for scheme in (_TORCHVISION, _FLAT, _TIMM):
+        pairs = list(_mobilenet_pairs(scheme))
+        if all(f"{theirs}.weight" in arrays for _, (theirs, _) in pairs[:6]):
+            return "mobilenet_v2", pairs
+    raise PosefixError(
+        f"{path}: expected the names of a torchvision or timm ResNet or MobileNetV2, found {', '.join(list(arrays)[:4])}"
+    )
+
+
+def _matches(pattern: str, names) -> Iterator[re.Match]:
+    return (match for match in (re.match(pattern, name) for name in names) if match)
+
+
+def _resnet_pairs(bottleneck: bool, units: tuple[int, ...]) -> Iterator[Pair]:
+    yield ("stem", "stem_norm"), ("conv1", "bn1")
+    for stage, count in enumerate(units):
+        for unit in range(count):
+            ours, theirs = f"stage{stage + 1}_{unit + 1}", f"layer{stage + 1}.{unit}"
+            for i in range(1, 4 if bottleneck else 3):
+                yield (f"{ours}/conv{i}", f"{ours}/norm{i}"), (f"{theirs}.conv{i}", f"{theirs}.bn{i}")
+            if not unit and (stage or bottleneck):
+                yield (
+                    (f"{ours}/shortcut", f"{ours}/shortcut_norm"),
+                    (f"{theirs}.downsample.0", f"{theirs}.downsample.1"),
+                )
+
+
+# How three code bases name the convolutions of a unit and their norms: the unit, stem, expand-depthwise-project,
+# and depthwise-project where nothing is expanded.
+_TORCHVISION = (
+    "features.{index}.conv.", ("features.0.0", "features.0.1"),
+    (("0.0", "0.1"), ("1.0", "1.1"), ("2", "3")), (("0.0", "0.1"), ("1", "2")),
+)  # fmt: skip
+_FLAT = (
+    "features.{index}.conv.", ("features.0.0", "features.0.1"),
+    (("0", "1"), ("3", "4"), ("6", "7")), (("0", "1"), ("3", "4")),
+)  # fmt: skip
+_TIMM = (
+    "blocks.{stage}.{unit}.", ("conv_stem", "bn1"),
+    (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")), (("conv_dw", "bn1"), ("conv_pw", "bn2")),
+)  # fmt: skip
+
+
+def _mobilenet_pairs(scheme) -> Iterator[Pair]:
+    prefix, stem, expanded, plain = scheme
+    yield ("stem", "stem_norm"), stem
+    index = 0
+    for stage, (expansion, _, units, _) in enumerate(MOBILENET_STAGES):
+        for unit in range(units):
+            index += 1
+            ours = f"stage{stage + 1}_{unit + 1}"
+            theirs = prefix.format(index=index, stage=stage, unit=unit)
+            parts = ("expand", "depthwise", "project") if expansion != 1 else ("depthwise", "project")
+            for part, (conv, norm) in zip(parts, expanded if expansion != 1 else plain, strict=True):
+                yield (f"{ours}/{part}", f"{ours}/{part}_norm"), (theirs + conv, theirs + norm)
