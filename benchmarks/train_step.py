@@ -9,13 +9,11 @@ import sys
 
 import jax
 import numpy as np
-import optax
 from measure import seconds, write_result
 
-from posefix_jax import geometry, losses
 from posefix_jax.augment import AugmentConfig
 from posefix_jax.config import Config
-from posefix_jax.models import STRIDE, ModelConfig, RefinerSpec
+from posefix_jax.models import ModelConfig, RefinerSpec
 from posefix_jax.optimizer import make_optimizer
 from posefix_jax.sharding import data_mesh
 from posefix_jax.skeleton import COCO
@@ -52,34 +50,14 @@ def main() -> None:
     options = dict(spec=spec, errors=PAPER, augment=AugmentConfig(), inputs=InputConfig())
     batch = jax.device_put(random_batch(size))
     root = jax.random.key(0)
-    network = spec.network()
 
     @jax.jit
     def samples(batch, root):
         keys = sample_keys(root, batch.epoch, batch.sample)
         return jax.vmap(lambda key, record: make_training_pose(key, record, **options))(keys, batch)
 
-    def bare_step(state, poses):
-        def loss_of(params):
-            logits, updates = network.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                poses.crop,
-                poses.input.crop_xy,
-                poses.input.present,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            target = geometry.crop_to_heat(poses.crop_xy, STRIDE, spec.model.frame)
-            terms = losses.integral_loss(logits, target, poses.valid)
-            return terms["heatmap"] + terms["coordinate"], updates["batch_stats"]
-
-        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state), loss
-
     full = jax.jit(make_train_step(**options, optimizer=optimizer), donate_argnums=0)
-    bare = jax.jit(bare_step, donate_argnums=0)
+    bare = jax.jit(make_update_step(spec=spec, optimizer=optimizer), donate_argnums=0)
     made = samples(batch, root)
 
     def repeated(step, *arguments):

@@ -39,7 +39,11 @@ class AugmentConfig:
 
 
 def random_crop_affine(
-    key: Key[Array, ""], box: Float[Array, "4"], config: AugmentConfig, crop_hw: tuple[int, int]
+    key: Key[Array, ""],
+    box: Float[Array, "4"],
+    config: AugmentConfig,
+    crop_hw: tuple[int, int],
+    frame: geometry.Frame = "unbiased",
 ) -> tuple[Float[Array, "2 3"], Float[Array, ""], Bool[Array, ""]]:
     """Draws scale, rotation, shift and flip for one crop.
 
@@ -47,6 +51,7 @@ def random_crop_affine(
       box: the unaugmented crop region (x, y, w, h) at the crop's aspect, patch pixels.
       config: static.
       crop_hw: static.
+      frame: static.
 
     Returns:
       The affine from patch to crop pixels, the square of its scale (for areas), and whether it mirrors.
@@ -58,8 +63,7 @@ def random_crop_affine(
     mirror = jax.random.bernoulli(keys["flip"], config.flip_probability)
     shift = config.shift * jax.random.uniform(keys["shift"], (2,), minval=-1, maxval=1) * box[2:]
     box = geometry.grow_box(jnp.concatenate([box[:2] + shift, box[2:]]), scale, xp=jnp)
-    # In training both frames lay the crop alike: what differs is how heatmap cells are read.
-    affine = geometry.crop_affine(box, crop_hw, frame="unbiased", rotation=jnp.deg2rad(degrees), mirror=mirror, xp=jnp)
+    affine = geometry.crop_affine(box, crop_hw, frame=frame, rotation=jnp.deg2rad(degrees), mirror=mirror, xp=jnp)
     return affine, (crop_hw[1] / box[2]) ** 2, mirror
 
 

@@ -111,7 +111,7 @@ def crop_affine(box, crop_hw: tuple[int, int], *, frame: Frame, rotation=0.0, mi
       crop_hw: static.
       frame: static; `unbiased` maps the box centre to ((W-1)/2, (H-1)/2), `reference` to (W/2, H/2).
       rotation: radians, clockwise as seen (y points down), about the centre.
-      mirror: exchanges left and right of the crop.
+      mirror: exchanges left and right about the box centre.
     """
     height, width = crop_hw
     shift = 0.5 if frame == "unbiased" else 0.0
@@ -120,9 +120,7 @@ def crop_affine(box, crop_hw: tuple[int, int], *, frame: Frame, rotation=0.0, mi
     cos, sin = xp.cos(rotation) * scale, xp.sin(rotation) * scale
     sign = xp.where(mirror, -1.0, 1.0)
     linear = xp.stack([xp.stack([sign * cos, sign * -sin]), xp.stack([sin, cos])])
-    # The reference flips pixels, x -> W - 1 - x, so its mirrored centre is W/2 - 1.
-    middle_x = xp.where(mirror, width - 1 - (width / 2 - shift), width / 2 - shift)
-    middle = xp.stack([middle_x, xp.asarray(height / 2 - shift, dtype=middle_x.dtype)])
+    middle = xp.asarray([width / 2 - shift, height / 2 - shift], dtype=linear.dtype)
     return xp.concatenate([linear, (middle - linear @ centre)[:, None]], axis=1)
 
 

@@ -142,7 +142,7 @@ def make_training_pose(
         box = geometry.grow_box(
             geometry.fit_aspect(record.box, crop_hw, xp=jnp), geometry.CROP_PADDING, minimum=1.0, xp=jnp
         )
-    affine, area_scale, mirror = random_crop_affine(affine_key, box, augment, crop_hw)
+    affine, area_scale, mirror = random_crop_affine(affine_key, box, augment, crop_hw, spec.model.frame)
 
     def mirrored(values):
         return jnp.where(mirror, values[spec.skeleton.flip_index], values)
@@ -202,7 +202,7 @@ def make_train_step(
     Metrics are scalars over the global batch: loss terms, mean KS of input and output, gradient norm.
     `average_decay` in (0, 1) averages parameters and batch statistics exponentially, warmed up.
     """
-    network = spec.network()
+    update = make_update_step(spec=spec, optimizer=optimizer, average_decay=average_decay)
 
     def train_step(state: TrainState, batch: Batch, root: Key[Array, ""]):
         keys = sample_keys(root, batch.epoch, batch.sample)
@@ -211,6 +211,18 @@ def make_train_step(
                 key, record, spec=spec, errors=errors, augment=augment, inputs=inputs
             )
         )(keys, batch)
+        return update(state, poses)
+
+    return train_step
+
+
+def make_update_step(
+    *, spec: RefinerSpec, optimizer: optax.GradientTransformation, average_decay: float = 0.0
+) -> Callable[[TrainState, TrainingPose], tuple[TrainState, dict[str, Array]]]:
+    """The second half of the training step, without randomness: render, forward, loss, update."""
+    network = spec.network()
+
+    def update_step(state: TrainState, poses: TrainingPose):
         target = geometry.crop_to_heat(poses.crop_xy, STRIDE, spec.model.frame)
 
         def loss_of(params):
@@ -251,7 +263,7 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
-    return train_step
+    return update_step
 
 
 class Refined(NamedTuple):

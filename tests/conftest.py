@@ -28,16 +28,22 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture
-def golden():
-    """Loads a file of recorded outputs of the released code; skips where they are not at hand."""
+def golden_path():
+    """The path of a file of recorded outputs of the released code; skips where they are not at hand."""
 
-    def load(name):
+    def find(name) -> Path:
         path = SHARED / "golden" / name
         if not path.is_file():
             pytest.skip(f"recorded outputs of the released code are not here ({path})")
-        return np.load(path)
+        return path
 
-    return load
+    return find
+
+
+@pytest.fixture
+def golden(golden_path):
+    """Loads such a file."""
+    return lambda name: np.load(golden_path(name))
 
 
 @pytest.fixture

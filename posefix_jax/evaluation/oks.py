@@ -132,3 +132,21 @@ class _Matches:
                 np.where(at < len(curve), curve[np.minimum(at, len(curve) - 1)], 0).mean() if len(curve) else 0
             )
         return float(np.mean(areas))
+
+
+def oks_nms(xy: np.ndarray, scores: np.ndarray, areas: np.ndarray, threshold: float, skeleton: Skeleton) -> np.ndarray:
+    """Indices of the poses that remain, best score first: each drops those whose OKS with it is above `threshold`.
+
+    OKS between two poses is the mean KS of all joints ([N, K, 2], any frame) with the mean of their areas (released
+    code, lib/nms).
+    """
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    areas = np.asarray(areas, np.float64)
+    kept = []
+    while order.size:
+        best, order = order[0], order[1:]
+        kept.append(best)
+        area = (areas[best] + areas[order]) / 2
+        similarity = keypoint_similarity(xy[order], xy[best], area, skeleton).mean(axis=-1)
+        order = order[similarity <= threshold]
+    return np.asarray(kept, int)

@@ -1,0 +1,35 @@
+"""First half of the shipped refiner: MobileNetV2 from ImageNet at 128x96, the paper's errors and real ones.
+
+    posefix import mobilenet mobilenetv2.pth --out runs/mobilenet_v2.npz
+    posefix train configs/lspet_mnv2_128x96.py
+
+Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands). Time and scores: docs/model-card.md.
+"""
+
+from posefix_jax.augment import AugmentConfig
+from posefix_jax.config import Config, DataConfig
+from posefix_jax.models import ModelConfig
+from posefix_jax.optimizer import OptimizerConfig
+from posefix_jax.step import InputConfig
+
+
+def config() -> Config:
+    return Config(
+        out="runs/lspet_mnv2_128x96",
+        init="runs/mobilenet_v2.npz",
+        epochs=20,
+        save_every=200,
+        validate_every=800,
+        data=DataConfig(
+            train=("prepared/lspet", "prepared/coco"),
+            validation=("prepared/lspet-holdout",),
+            batch_size=32,
+            threads=2,
+        ),
+        model=ModelConfig(
+            backbone="mobilenet_v2", width=32, head_channels=96, skips=True, crop_hw=(128, 96), pose_sigma=3.5
+        ),
+        augment=AugmentConfig(scale=0.25, rotation=30.0, shift=0.04, colour=0.2),
+        inputs=InputConfig(detected_share=0.25, withhold_pose=0.1, withhold_joint=0.05),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, average_decay=0.998),
+    )
