@@ -10,6 +10,7 @@ _JOBS = {
     "prepare": "turn annotations and photographs into training shards",
     "train": "train a refiner from a config",
     "import": "read the authors' weights, or ImageNet weights of a backbone",
+    "export": "write a refiner as a program that jax alone runs",
     "ship": "write a trained refiner as a small checkpoint of its own",
     "demo": "refine a few people in sample photographs and show it",
 }
@@ -101,6 +102,13 @@ def _ship(rest: list[str]) -> int:
     from posefix_jax.ship import ShipOptions, ship
 
     print(ship(_parse(ShipOptions, rest, "ship")))
+    return 0
+
+
+def _export(rest: list[str]) -> int:
+    from posefix_jax.export import ExportOptions, export
+
+    print(export(_parse(ExportOptions, rest, "export")))
     return 0
 
 

@@ -21,6 +21,11 @@ SHIPPED = "shipped"
 """Folder of the package that holds the refiner loaded by default."""
 
 
+def shipped_path() -> Path:
+    """The folder of the shipped refiner."""
+    return Path(str(resources.files("posefix_jax") / SHIPPED))
+
+
 class Crop(NamedTuple):
     """One pose made ready for the network: its crop, where that lies, and the pose in it."""
 
@@ -79,8 +84,7 @@ class Refiner:
         Raises:
           PosefixError: no refiner there.
         """
-        path = Path(checkpoint) if checkpoint is not None else Path(str(resources.files("posefix_jax") / SHIPPED))
-        variables, spec = load_refiner(path)
+        variables, spec = load_refiner(Path(checkpoint) if checkpoint is not None else shipped_path())
         weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables)))
         if keep_margin is not None:
             spec = replace(spec, decode=replace(spec.decode, keep_margin=keep_margin))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import struct
 from pathlib import Path
 
 import jax
@@ -55,3 +56,34 @@ def sampler_case(recorded, name: str) -> dict:
         "area": jnp.float32(recorded[f"{name}/in_area"]),
         "overlap": jnp.int32(recorded[f"{name}/in_num_overlap"]),
     }
+
+
+def write_bundle(prefix: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A TensorFlow checkpoint of float32 arrays in one shard: one block of entries without shared prefixes."""
+
+    def varint(value: int) -> bytes:
+        low = bytes([value & 0x7F])
+        return low if value < 0x80 else bytes([low[0] | 0x80]) + varint(value >> 7)
+
+    def field(number: int, value: int | bytes) -> bytes:
+        if isinstance(value, int):
+            return varint(number << 3) + varint(value)
+        return varint(number << 3 | 2) + varint(len(value)) + value
+
+    def block(rows: list[tuple[bytes, bytes]]) -> bytes:
+        body = b"".join(varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in rows)
+        return body + struct.pack("<II", 0, 1)
+
+    rows, offset = [(b"", field(1, 1))], 0
+    with open(f"{prefix}.data-00000-of-00001", "wb") as file:
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name], np.float32)
+            shape = b"".join(field(2, field(1, size)) for size in array.shape)
+            rows.append((name.encode(), field(1, 1) + field(2, shape) + field(4, offset) + field(5, array.nbytes)))
+            offset += file.write(array.tobytes())
+    entries = block(rows)
+    index = block([(rows[-1][0], varint(0) + varint(len(entries)))])
+    start = len(entries) + 5
+    footer = varint(0) + varint(0) + varint(start) + varint(len(index))
+    magic = struct.pack("<Q", 0xDB4775248B80FB57)
+    Path(f"{prefix}.index").write_bytes(entries + bytes(5) + index + bytes(5) + footer.ljust(40, b"\0") + magic)

@@ -16,7 +16,7 @@ LAYERS = {
     **dict.fromkeys(["step"], 4),
     **dict.fromkeys(["config", "checkpoints", "weights"], 5),
     **dict.fromkeys(["validate", "prepare", "refiner", "evaluate", "import_weights"], 6),
-    **dict.fromkeys(["train", "ship", "refine"], 7),
+    **dict.fromkeys(["train", "ship", "refine", "export"], 7),
     **dict.fromkeys(["demo"], 8),
     **dict.fromkeys(["cli", "__init__"], 9),
 }

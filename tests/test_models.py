@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from posefix_jax.models import DecodeConfig, ModelConfig, RefinerSpec
-from posefix_jax.models.layers import Conv, max_pool, transposed_conv, transposed_conv_by_phase
-from posefix_jax.models.resnet import STAGES
+from posefix_jax.models.layers import (
+    Conv,
+    depthwise_conv,
+    depthwise_conv_by_shift,
+    max_pool,
+    transposed_conv,
+    transposed_conv_by_phase,
+)
+from posefix_jax.models.refiner import BACKBONES
 from posefix_jax.skeleton import COCO
 from posefix_jax.types import PosefixError
 
@@ -39,6 +46,31 @@ def test_conv_is_a_convolution(kernel, stride):
     np.testing.assert_allclose(layer.apply(variables, x), plain, atol=1e-4)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_conv_by_shift_is_the_grouped_one(stride):
+    """Values and both gradients."""
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8, 5))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 5))
+    weight = jax.random.normal(jax.random.key(2), (2, 6 // stride, 8 // stride, 5))
+
+    def grouped(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (stride, stride),
+            [(1, 1), (1, 1)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=5,
+        )
+
+    def outcome(f):
+        return f(x, kernel), *jax.grad(lambda x, k: (f(x, k) * weight).sum(), (0, 1))(x, kernel)
+
+    for ours, theirs in zip(outcome(lambda x, k: depthwise_conv_by_shift(x, k, stride)), outcome(grouped), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(depthwise_conv(x, kernel, stride), grouped(x, kernel), atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(8, 6), (9, 7)])
 def test_max_pool_is_a_windowed_maximum(size):
     x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, *size, 3)))
@@ -48,7 +80,7 @@ def test_max_pool_is_a_windowed_maximum(size):
     np.testing.assert_array_equal(max_pool(x), plain)
 
 
-@pytest.mark.parametrize("backbone", STAGES)
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_has_the_known_size(backbone):
     """Weights of the backbone alone, without the classifier: torchvision's figures, stem of 3 channels."""
     known = {
@@ -57,8 +89,10 @@ def test_every_backbone_has_the_known_size(backbone):
         "resnet50": 23508032,
         "resnet101": 42500160,
         "resnet152": 58143808,
+        "mobilenet_v2": 1811712,  # without the last convolution to 1280 channels
     }
-    spec = RefinerSpec(COCO, ModelConfig(backbone=backbone), (True,) * 17)
+    size, width = (3, 32) if backbone == "mobilenet_v2" else (7, 64)
+    spec = RefinerSpec(COCO, ModelConfig(backbone=backbone, width=width), (True,) * 17)
     shapes = jax.eval_shape(
         spec.network().init,
         jax.random.key(0),
@@ -67,11 +101,24 @@ def test_every_backbone_has_the_known_size(backbone):
         jnp.ones((1, 17), bool),
     )
     weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]["backbone"]))
-    assert weights - 17 * 7 * 7 * 64 == known[backbone]
+    assert weights - 17 * size * size * width == known[backbone]
     out = jax.eval_shape(
         spec.network().apply, shapes, jnp.zeros((2, 256, 192, 3)), jnp.zeros((2, 17, 2)), jnp.ones((2, 17), bool)
     )
     assert out.shape == (2, 64, 48, 17) and out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+def test_skips_take_features_of_the_size_they_are_added_to(backbone):
+    model = ModelConfig(backbone=backbone, width=4, head_channels=6, skips=True, crop_hw=(64, 96))
+    network = RefinerSpec(COCO, model, (True,) * 17).network()
+    inputs = (jnp.zeros((2, 64, 96, 3)), jnp.zeros((2, 17, 2)), jnp.ones((2, 17), bool))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    assert {name: shapes[name]["kernel"].shape[-1] for name in ("skip1", "skip2", "skip3")} == dict.fromkeys(
+        ("skip1", "skip2", "skip3"), 6
+    )
+    assert shapes["skip3"]["kernel"].shape[2] < shapes["skip1"]["kernel"].shape[2]
+    assert jax.eval_shape(network.init_with_output, jax.random.key(0), *inputs)[0].shape == (2, 16, 24, 17)
 
 
 def test_spec_round_trip():

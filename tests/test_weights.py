@@ -1,15 +1,16 @@
 """Other people's weights: readers, name tables, and what they are refused for."""
 
+import json
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from released import kernel
+from released import kernel, released_variables, write_bundle
 from safetensors.numpy import save_file
 
-from posefix_jax.checkpoints import abstract_variables
+from posefix_jax.checkpoints import abstract_variables, load_refiner
 from posefix_jax.cli import main
 from posefix_jax.models import ModelConfig, RefinerSpec
 from posefix_jax.models.mobilenet import STAGES
@@ -190,14 +191,33 @@ def test_backbones_that_do_not_fit_are_refused(tmp_path, capsys):
         with_backbone({}, tmp_path / "ours.npz", "resnet50")
 
 
-def test_import_of_the_released_network_by_command(tmp_path, capsys, golden_path):
-    """A bundle that lacks most of a network is refused in one line; the message counts what is missing."""
-    prefix = golden_path("small_bundle.ckpt.index").with_suffix("")
-    out = tmp_path / "out"
-    code = main(
-        ["import", "tf-release", str(prefix), "--backbone", "resnet50", "--input", "256x192", "--out", str(out)]
-    )
-    error = capsys.readouterr().err
-    assert code == 2 and "not a resnet50 for coco (17 joints)" in error and error.count("\n") == 1
-    assert not out.exists()
+def test_import_of_the_released_network_by_command(tmp_path, capsys):
+    """A whole checkpoint, Adam's slots beside it, becomes a refiner that loads and holds its arrays."""
+    arrays = released_variables()
+    slots = {f"out/biases/{slot}": np.zeros(17, np.float32) for slot in ("Adam", "Adam_1")}
+    write_bundle(tmp_path / "snapshot_140.ckpt", arrays | slots | {"Variable": np.float32(5e-4)})
+    command = ["import", "tf-release", str(tmp_path / "snapshot_140.ckpt"), "--input", "256x192"]
+    out = tmp_path / "released"
+    assert main([*command, "--out", str(out)]) == 2
+    assert "not a resnet152 for coco (17 joints)" in capsys.readouterr().err and not out.exists()
+    assert main([*command, "--backbone", "resnet50", "--out", str(out)]) == 0
+    assert "resnet50 256x192 for coco, 34.1 M weights" in capsys.readouterr().out
+    variables, spec = load_refiner(out)
+    assert spec == reference_spec("resnet50", (256, 192), COCO)
+    assert spec.decode.method == "soft-argmax" and spec.model.frame == "reference"
+    stem, theirs = variables["params"]["backbone"]["stem"]["kernel"], arrays["resnet_v1_50/conv1/weights"]
+    np.testing.assert_array_equal(stem[:, :, 0], theirs[:, :, 2])  # R, G, B here, B, G, R there
+    np.testing.assert_array_equal(variables["params"]["up2"]["kernel"][0, 1, 5, 7], arrays["up2/weights"][3, 2, 7, 5])
     assert main(["import", "tf-releas", "x"]) == 2 and "did you mean 'tf-release'" in capsys.readouterr().err
+
+
+def test_every_name_of_the_deepest_release_is_known(golden_path):
+    """ResNet-152 at 384x288: the list of its variables, filled with zeros, fits without a remainder."""
+    listed = json.loads(golden_path("variables_resnet152_384x288.json").read_text())["global_variables"]
+    zero = np.zeros((), np.float32)
+    arrays = {variable["name"]: np.broadcast_to(zero, variable["shape"]) for variable in listed}
+    spec = reference_spec("resnet152", (384, 288), COCO)
+    variables = variables_from_tf(arrays, spec, "list")
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda s: s.shape, abstract_variables(spec))
+    network = [name for name in arrays if "/" in name and "Adam" not in name]
+    assert len(network) == len(jax.tree.leaves(variables))

@@ -1,0 +1,91 @@
+"""`posefix export`: a refiner as one serialised program that runs without this package."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from posefix_jax.checkpoints import load_refiner
+from posefix_jax.models import RefinerSpec
+from posefix_jax.refiner import shipped_path
+from posefix_jax.step import Network, make_refine_step
+from posefix_jax.types import PosefixError
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Writes crops-and-poses to poses as a StableHLO program for any batch size; jax alone runs it."""
+
+    out: Path
+    """file to write"""
+    checkpoint: Path | None = None
+    """a training run or checkpoint; by default the shipped refiner"""
+    flip: bool = True
+    """also run the mirrored crop and average, inside the program"""
+
+
+def export(options: ExportOptions) -> str:
+    """Returns lines for the terminal, with the largest difference to the original on noise.
+
+    Raises:
+      PosefixError: no refiner there, or the written program differs from the original.
+    """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise PosefixError("export needs the package flatbuffers: pip install flatbuffers")
+    variables, spec = load_refiner(options.checkpoint or shipped_path())
+    program = export_program(spec.network().apply, variables, spec, flip=options.flip)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = options.out.with_name(options.out.name + ".part")
+    partial.write_bytes(program)
+    difference = max(_difference(partial.read_bytes(), variables, spec, options.flip, size) for size in (1, 3))
+    if not difference < 1e-2:
+        raise PosefixError(f"{partial}: the written program differs from the original by {difference:.3g} crop pixels")
+    os.replace(partial, options.out)
+    h, w = spec.model.crop_hw
+    joints = spec.skeleton.num_joints
+    return (
+        f"{options.out}: {len(program) / 1e6:.1f} MB for {', '.join(PLATFORMS)}; within {difference:.1e} crop pixels of "
+        f"the original\ninputs: crops [b, {h}, {w}, 3] uint8 RGB, crop_xy [b, {joints}, 2] float32, present "
+        f"[b, {joints}] bool\noutputs: crop_xy, input_ks, output_ks, moved\n"
+        f'run: import jax.export; jax.export.deserialize(open("{options.out}", "rb").read()).call(crops, crop_xy, present)'
+    )
+
+
+def export_program(network: Network, variables: dict, spec: RefinerSpec, *, flip: bool = True) -> bytes:
+    """The refinement step with its weights inside, serialised; its batch size is free.
+
+    The program takes (crops [b, H, W, 3] uint8 RGB, crop_xy [b, K, 2], present [b, K]) and returns the tuple of
+    `step.Refined`: crop_xy, input_ks, output_ks, moved.
+    """
+    refine = make_refine_step(network, spec, flip=flip)
+    h, w = spec.model.crop_hw
+    joints = spec.skeleton.num_joints
+    (batch,) = jax.export.symbolic_shape("b")
+    shapes = (
+        jax.ShapeDtypeStruct((batch, h, w, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((batch, joints, 2), jnp.float32),
+        jax.ShapeDtypeStruct((batch, joints), jnp.bool_),
+    )
+    program = jax.jit(lambda *inputs: tuple(refine(variables, *inputs)))
+    return bytes(jax.export.export(program, platforms=PLATFORMS)(*shapes).serialize())
+
+
+def _difference(program: bytes, variables: dict, spec: RefinerSpec, flip: bool, size: int) -> float:
+    """Largest distance in crop pixels between the program's poses and the original's, on noise."""
+    rng = np.random.default_rng(size)
+    h, w = spec.model.crop_hw
+    joints = spec.skeleton.num_joints
+    crops = rng.integers(0, 256, (size, h, w, 3), dtype=np.uint8)
+    crop_xy = rng.uniform(0, (w, h), (size, joints, 2)).astype(np.float32)
+    present = rng.random((size, joints)) < 0.9
+    refine = jax.jit(make_refine_step(spec.network().apply, spec, flip=flip))
+    ours = refine(variables, crops, crop_xy, present).crop_xy
+    theirs = jax.export.deserialize(bytearray(program)).call(crops, crop_xy, present)[0]
+    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max())
