@@ -48,7 +48,7 @@ class Config:
     errors: str = "paper"
     """error model: paper, or a JSON file"""
     init: str = ""
-    """weights to start from: a refiner checkpoint (sizes of crop may differ), or what `posefix import` wrote"""
+    """weights to start from: a refiner (crop size and skeleton may differ), or a backbone that `posefix import` wrote"""
     save_every: int = 1000
     """steps between checkpoints; one more at the end"""
     validate_every: int = 1000

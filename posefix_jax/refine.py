@@ -14,7 +14,7 @@ import numpy as np
 from posefix_jax import geometry
 from posefix_jax.data.coco import joints_of, read_file_names, read_results, write_json
 from posefix_jax.data.images import UnreadableImage, find_images, ordered_map, read_image, warp_affine
-from posefix_jax.refiner import Crop, Refiner
+from posefix_jax.refiner import Crop, Outcome, Refiner
 from posefix_jax.report.pictures import GREEN, RED, draw_pose, side_by_side, write_picture
 from posefix_jax.report.progress import Progress
 from posefix_jax.types import PosefixError
@@ -42,6 +42,8 @@ class RefineOptions:
     """joints that the estimator left out: fill, or keep as they are"""
     min_score: float = 0.0
     """joints with a score up to this count as left out"""
+    rescore: bool = False
+    """multiply the score of a refined row by the mean expected KS of its joints, which ranks good poses first"""
     category: int = 1
     """rows of other categories pass through"""
     exif: bool = False
@@ -146,8 +148,7 @@ def _refine_missing(refiner: Refiner, options: RefineOptions, rows, poses, files
 
     def take(started):
         indices, sent = started
-        result = refiner.finish(sent, poses[indices], fill_missing=options.missing == "fill")
-        journal.refine(indices, result)
+        journal.refine(indices, refiner.finish(sent, poses[indices], fill_missing=options.missing == "fill"))
         progress.update(len(refined) + len(reasons))
 
     with (
@@ -183,6 +184,8 @@ def _write_outcome(options: RefineOptions, rows: list[dict], journal: "_Journal"
             keypoints, changed = _merge(row["keypoints"], journal.refined[index])
             moved += changed
             row = {**row, "keypoints": keypoints}
+            if options.rescore:
+                row["score"] = round(float(row.get("score", 1.0)) * journal.quality[index], 6)
         output.append(row)
     report = {
         "detections": str(options.detections),
@@ -224,6 +227,7 @@ class _Journal:
     def __init__(self, options: RefineOptions, identity: str):
         self.path = options.out.with_name(options.out.name + ".partial")
         self.refined: dict[int, np.ndarray] = {}
+        self.quality: dict[int, float] = {}
         self.reasons: dict[int, str] = {}
         job = {"job": _fingerprint(options, identity)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,16 +253,17 @@ class _Journal:
                     break
                 if whole:
                     self.refined[line["row"]] = np.asarray(line["pose"])
+                    self.quality[line["row"]] = line["quality"]
                 whole += len(text)
         return whole
 
     def _write(self, line: dict) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
 
-    def refine(self, indices, poses) -> None:
-        for index, pose in zip(indices, poses, strict=True):
-            self._write({"row": index, "pose": pose.tolist()})
-            self.refined[index] = pose
+    def refine(self, indices, outcome: Outcome) -> None:
+        for index, pose, quality in zip(indices, *outcome, strict=True):
+            self._write({"row": index, "pose": pose.tolist(), "quality": float(quality)})
+            self.refined[index], self.quality[index] = pose, float(quality)
         self._file.flush()
 
     def __enter__(self) -> "_Journal":

@@ -35,6 +35,13 @@ class Crop(NamedTuple):
     present: np.ndarray
 
 
+class Outcome(NamedTuple):
+    """Refined poses, [n, K, 3] in the image frame, and the mean expected KS of each pose's joints, [n]."""
+
+    poses: np.ndarray
+    quality: np.ndarray
+
+
 class Refiner:
     """A refiner that is ready to run. `Refiner.load()` gives the shipped one.
 
@@ -119,8 +126,7 @@ class Refiner:
         usable = [i for i, crop in enumerate(crops) if crop is not None]
         for start in range(0, len(usable), self.batch_size):
             rows = usable[start : start + self.batch_size]
-            for row, refined in zip(rows, self.finish(self.start([crops[i] for i in rows]), poses[rows]), strict=True):
-                poses[row] = refined
+            poses[rows] = self.finish(self.start([crops[i] for i in rows]), poses[rows]).poses
         return poses
 
     def crop(self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0) -> Crop | None:
@@ -146,15 +152,18 @@ class Refiner:
         batch = [np.concatenate([array, np.zeros((fill, *array.shape[1:]), array.dtype)]) for array in batch]
         return crops, self._step(self._variables, *place_batch(self._mesh, tuple(batch)))
 
-    def finish(self, started, poses: np.ndarray, *, fill_missing: bool = True) -> np.ndarray:
-        """The refined poses, [n, K, 3] in the image frame, of what `start` sent; `poses` are their inputs."""
-        crops, outcome = started
-        outcome = jax.device_get(outcome)
-        refined = np.array(poses, np.float64)
+    def finish(self, started, poses: np.ndarray, *, fill_missing: bool = True) -> Outcome:
+        """What became of the crops that `start` sent; `poses` are their inputs, [n, K, 3] in the image frame."""
+        crops, refined = started
+        refined = jax.device_get(refined)
+        trained = np.asarray(self.spec.trained_joints)
+        out, quality = np.array(poses, np.float64), np.zeros(len(crops))
         for i, crop in enumerate(crops):
-            image_xy = crop.geometry.to_image(outcome.crop_xy[i].astype(np.float64))
-            moved = outcome.moved[i] & (crop.present | fill_missing) & np.isfinite(image_xy).all(axis=1)
-            refined[i, moved, :2] = image_xy[moved]
+            image_xy = crop.geometry.to_image(refined.crop_xy[i].astype(np.float64))
+            moved = refined.moved[i] & (crop.present | fill_missing) & np.isfinite(image_xy).all(axis=1)
+            out[i, moved, :2] = image_xy[moved]
             filled = moved & ~crop.present
-            refined[i, filled, 2] = outcome.output_ks[i, filled]
-        return refined
+            out[i, filled, 2] = refined.output_ks[i, filled]
+            counted = trained & (crop.present | moved)
+            quality[i] = np.where(moved, refined.output_ks[i], refined.input_ks[i])[counted].mean()
+        return Outcome(out, quality)

@@ -169,13 +169,34 @@ def _initial_variables(config: Config, spec: RefinerSpec, wanted: dict) -> dict:
     if path.suffix == ".npz":
         return with_backbone(jax.device_get(wanted), path, spec.model.backbone)
     variables, of = load_refiner(path)
+    if of.skeleton.joints != spec.skeleton.joints:
+        variables = _rejoin(variables, of.skeleton.joints, jax.device_get(wanted), spec.skeleton.joints)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (wanted, variables)]
-    if of.skeleton.joints != spec.skeleton.joints or shapes[0] != shapes[1]:
+    if shapes[0] != shapes[1]:
         raise PosefixError(
-            f"{config.init}: a {of.model.backbone} of width {of.model.width} for {of.skeleton.name}; this config "
-            f"trains a {spec.model.backbone} of width {spec.model.width} for {spec.skeleton.name}"
+            f"{config.init}: a {of.model.backbone} of width {of.model.width}; this config trains a "
+            f"{spec.model.backbone} of width {spec.model.width}, head_channels {spec.model.head_channels}"
         )
     return variables
+
+
+def _rejoin(variables: dict, joints: tuple[str, ...], fresh: dict, wanted: tuple[str, ...]) -> dict:
+    """Weights for another skeleton: joints of the same name take theirs along, the others start fresh."""
+    pairs = [(wanted.index(joint), j) for j, joint in enumerate(joints) if joint in wanted]
+    ours, theirs = (np.array(side, int) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+
+    def exchange(new: np.ndarray, old: np.ndarray, axis: int, before: int) -> np.ndarray:
+        new, old = np.moveaxis(np.array(new), axis, -1), np.moveaxis(np.asarray(old), axis, -1)
+        if new.shape[:-1] == old.shape[:-1]:  # else the caller's check says what differs
+            new[..., :before] = old[..., :before]
+            new[..., before + np.asarray(ours, int)] = old[..., before + np.asarray(theirs, int)]
+        return np.moveaxis(new, -1, axis)
+
+    params, start = dict(variables["params"]), fresh["params"]
+    stem = exchange(start["backbone"]["stem"]["kernel"], params["backbone"]["stem"]["kernel"], 2, 3)
+    params["backbone"] = params["backbone"] | {"stem": {"kernel": stem}}
+    params["head"] = {name: exchange(start["head"][name], params["head"][name], -1, 0) for name in ("kernel", "bias")}
+    return variables | {"params": params}
 
 
 def _settle_config(config: Config, out: Path, people: int, started: bool) -> None:

@@ -85,6 +85,18 @@ def test_missing_joints(identity, job):
     np.testing.assert_allclose(filled[present], kept[present], atol=0.01)
 
 
+def test_rescoring_ranks_what_the_refiner_expects_to_be_better(identity, job):
+    """Scores shrink by the expected KS, which lies between 0 and 1; rows that pass through keep theirs."""
+    rows = rows_of(job.detections)
+    rows[1]["image_id"] = 77
+    job.detections.write_text(json.dumps(rows))
+    refine_rows(identity, change(job, rescore=True))
+    after = rows_of(job.out)
+    assert after[1]["score"] == rows[1]["score"]
+    ratios = [b["score"] / a["score"] for i, (a, b) in enumerate(zip(rows, after, strict=True)) if i != 1]
+    assert all(0 < ratio < 1 for ratio in ratios) and len(set(ratios)) == len(ratios)
+
+
 def test_rows_that_cannot_be_refined_pass_through(identity, job):
     rows = rows_of(job.detections)
     rows[0]["category_id"] = 2

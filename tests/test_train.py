@@ -9,7 +9,7 @@ import pytest
 
 from posefix_jax import train as train_module
 from posefix_jax.augment import AugmentConfig
-from posefix_jax.checkpoints import abstract_variables, load_refiner
+from posefix_jax.checkpoints import abstract_variables, load_refiner, save_refiner
 from posefix_jax.config import Config, DataConfig, load_preset
 from posefix_jax.data.pipeline import People, training_batches
 from posefix_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
@@ -202,3 +202,24 @@ def test_every_preset_traces(preset):
     after, metrics = jax.eval_shape(step, state, shapes, jax.random.key(0))
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
     assert set(metrics) >= {"loss", "heatmap", "coordinate", "ks_input", "ks_output"}
+
+
+def test_starts_from_a_refiner_of_another_skeleton(config, tiny_spec, tmp_path):
+    """Joints of the same name take their weights along, whatever their index; the others start fresh."""
+    few = dataclasses.replace(
+        tiny_spec.skeleton, name="few", joints=("left_hip", "nose", "tail"), flip_pairs=(), limbs=(),
+        sigmas=(0.1, 0.1, 0.1), groups=("hip", "nose", "other"),
+    )  # fmt: skip
+    other = dataclasses.replace(tiny_spec, skeleton=few, trained_joints=(True,) * 3)
+    filled = jax.tree.map(lambda s: np.full(s.shape, 9.0, np.float32), abstract_variables(other))
+    filled["params"]["head"]["bias"] = np.array([1.0, 2.0, 3.0], np.float32)
+    save_refiner(tmp_path / "other", filled, other)
+    config = dataclasses.replace(config, init=str(tmp_path / "other"))
+    state = initial_state(config, tiny_spec, make_optimizer(config.optimizer, 6), data_mesh())
+    bias = np.asarray(state.params["head"]["bias"])
+    joints = tiny_spec.skeleton.joints
+    assert bias[joints.index("left_hip")] == 1 and bias[joints.index("nose")] == 2
+    assert (bias[[i for i, joint in enumerate(joints) if joint not in few.joints]] == 0).all()
+    stem = np.asarray(state.params["backbone"]["stem"]["kernel"])
+    assert (stem[:, :, :3] == 9).all() and (stem[:, :, 3 + joints.index("nose")] == 9).all()
+    assert not (stem[:, :, 3 + joints.index("left_eye")] == 9).any()

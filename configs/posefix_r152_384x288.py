@@ -1,0 +1,30 @@
+"""The paper's largest network on COCO, by the released recipe: ResNet-152 at 384x288, on GPUs or TPU chips.
+
+    posefix import resnet resnet152.pth --out runs/resnet152.npz
+    posefix train configs/posefix_r152_384x288.py
+
+Needs prepared/coco and prepared/coco-val, made by `posefix prepare` from COCO 2017 keypoints. To expect, of the paper:
+test-dev AP 71.1 -> 73.6 on Simple Baseline R152's poses, 71.8 on CPN R50's (68.6). Not run to the end by us: no COCO
+train2017 was at hand.
+"""
+
+from posefix_jax.config import Config, DataConfig
+from posefix_jax.models import DecodeConfig, ModelConfig
+from posefix_jax.optimizer import OptimizerConfig
+from posefix_jax.step import InputConfig
+
+
+def config() -> Config:
+    return Config(
+        out="runs/posefix_r152_384x288",
+        init="runs/resnet152.npz",
+        epochs=140,
+        data=DataConfig(train=("prepared/coco",), validation=("prepared/coco-val",), batch_size=128, threads=16),
+        # 255 of the released code over the standard deviation that torch's ImageNet weights want images divided by.
+        model=ModelConfig(
+            backbone="resnet152", crop_hw=(384, 288), frame="reference", pose_sigma=9.0, pose_amplitude=4.4
+        ),
+        inputs=InputConfig(box="annotation"),
+        optimizer=OptimizerConfig(recipe="reference", learning_rate=5e-4, weight_decay=1e-5),
+        decode=DecodeConfig(method="soft-argmax"),
+    )

@@ -1,0 +1,23 @@
+"""The paper's network on PoseTrack 2018, by the released recipe: ResNet-152 at 384x288.
+
+    posefix train configs/posetrack_r152_384x288.py
+
+Starts from the COCO run, as in the paper; joints that both skeletons have keep their weights. Needs prepared/posetrack
+and prepared/posetrack-val, made by `posefix prepare` from PoseTrack 2018 files. To expect, of the paper: val mAP
+70.4 -> 75.0 on Simple Baseline's poses (the benchmark's own measure). Not run to the end by us.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from posefix_jax.config import Config, load_preset
+
+
+def config() -> Config:
+    largest = load_preset(Path(__file__).with_name("posefix_r152_384x288.py"))
+    return replace(
+        largest,
+        out="runs/posetrack_r152_384x288",
+        init=largest.out,
+        data=replace(largest.data, train=("prepared/posetrack",), validation=("prepared/posetrack-val",)),
+    )
