@@ -1,9 +1,10 @@
-"""AP of estimators' poses before and after refinement, with the 95 % interval of the difference.
+"""AP of estimators' poses before and after refinement, and rescored, with 95 % intervals of the differences.
 
 python benchmarks/real_detections.py --truth gt.json --images DIR [--checkpoint RUN] [--write] d1.json d2.json ...
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
@@ -27,18 +28,24 @@ def main() -> None:
     figures = {"decode": str(refiner.spec.decode)}
     with tempfile.TemporaryDirectory() as folder:
         for detections in options.detections:
-            out = Path(folder) / detections.name
-            job = RefineOptions(detections=detections, images=options.images, out=out, annotations=options.truth)
+            rescored, refined = (Path(folder) / f"{kind}.json" for kind in ("rescored", "refined"))
+            job = RefineOptions(
+                detections=detections, images=options.images, out=rescored, annotations=options.truth, rescore=True
+            )
             report = refine_rows(refiner, job)
-            scores = evaluate(EvaluateOptions(results=out, annotations=options.truth, against=detections))
-            low, high = scores["interval"]
-            figures[detections.stem] = {
-                "rows": report["rows"],
-                "joints_moved": report["joints_moved"],
-                "AP": [round(scores[side]["AP"], 4) for side in ("before", "after")],
-                "difference": round(scores["difference"]["AP"], 4),
-                "interval": [round(low, 4), round(high, 4)],
-            }
+            rows = [json.loads(path.read_text()) for path in (detections, rescored)]
+            refined.write_text(
+                json.dumps([{**after, "score": before["score"]} for before, after in zip(*rows, strict=True)])
+            )
+            figures[detections.stem] = {"rows": report["rows"], "joints_moved": report["joints_moved"]}
+            for kind, path in (("refined", refined), ("rescored", rescored)):
+                scores = evaluate(EvaluateOptions(results=path, annotations=options.truth, against=detections))
+                figures[detections.stem] |= {
+                    "before": round(scores["before"]["AP"], 4),
+                    kind: round(scores["after"]["AP"], 4),
+                    f"{kind}_difference": round(scores["difference"]["AP"], 4),
+                    f"{kind}_interval": [round(value, 4) for value in scores["interval"]],
+                }
     write_result("real_detections", figures)
 
 
