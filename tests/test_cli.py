@@ -118,7 +118,7 @@ def test_prepare_and_train_mistakes(files, capsys, tmp_path):
     assert "no such image folder" in refused(capsys, "prepare", *arguments, "--images", tmp_path / "none")
     assert "no such config file" in refused(capsys, "train", "configs/none.py")
     assert "train needs a config file" in refused(capsys, "train", "--epochs", "3")
-    preset = Path(__file__).parents[1] / "configs" / "lspet_r18_128x96.py"
+    preset = Path(__file__).parents[1] / "configs" / "lspet_mnv2_128x96.py"
     assert "did you mean 'resnet18'" in refused(capsys, "train", preset, "--model.backbone", "resnet1")
     assert "posefix prepare" in refused(capsys, "train", preset, "--data.train", tmp_path, "--out", tmp_path / "run")
     code, error = run(capsys, "train", preset, "--model.backbon", "resnet18")
