@@ -21,10 +21,11 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--keep-margin", type=float)
+    parser.add_argument("--min-ks", type=float)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("detections", type=Path, nargs="+")
     options = parser.parse_args()
-    refiner = Refiner.load(options.checkpoint, keep_margin=options.keep_margin)
+    refiner = Refiner.load(options.checkpoint, keep_margin=options.keep_margin, min_ks=options.min_ks)
     figures = {"decode": str(refiner.spec.decode)}
     with tempfile.TemporaryDirectory() as folder:
         for detections in options.detections:

@@ -17,7 +17,7 @@ from posefix_jax.models import ModelConfig, RefinerSpec
 from posefix_jax.optimizer import make_optimizer
 from posefix_jax.sharding import data_mesh
 from posefix_jax.skeleton import COCO
-from posefix_jax.step import Batch, InputConfig, make_train_step, make_training_pose, sample_keys
+from posefix_jax.step import Batch, InputConfig, make_train_step, make_training_pose, make_update_step, sample_keys
 from posefix_jax.synthesis import PAPER
 from posefix_jax.train import initial_state
 

@@ -52,9 +52,6 @@ class DemoOptions:
     """folder to write"""
     checkpoint: Path | None = None
     """a training run or checkpoint; the shipped refiner by default"""
-    keep_margin: float = 0.05
-    """gain of expected KS that a joint must promise to be moved: synthetic errors are grosser than most estimators',
-    so bolder than the shipped refiner's own, which is tuned on real detections"""
     draws: int = 32
     """spoiled poses a person"""
     seed: int = 0
@@ -106,7 +103,7 @@ def demo(options: DemoOptions) -> str:
     write_json(truth, {"images": images, "annotations": annotations, "categories": [category]})
     write_json(detections, rows)
 
-    refiner = Refiner.load(options.checkpoint, keep_margin=options.keep_margin)
+    refiner = Refiner.load(options.checkpoint)
     photographs = options.out / "photographs"
     # Whoever annotated left out what the photograph does not show: nothing is filled in there.
     job = RefineOptions(detections=detections, images=photographs, out=results, annotations=truth, missing="keep")
@@ -116,7 +113,6 @@ def demo(options: DemoOptions) -> str:
         f"{options.draws} spoiled poses each of {len(_PEOPLE)} people in scikit-image's sample photographs "
         "(annotated by hand, spoiled by the paper's synthesiser):",
         summary_of(report, results),
-        f"(a joint moves if it promises {options.keep_margin} of KS or more; posefix refine is more careful: --keep-margin)",
         "",
         f"{'mean KS':18s} {'before':>8s} {'after':>8s}",
     ]

@@ -38,6 +38,8 @@ class RefineOptions:
     """also refine the mirrored crop and average"""
     keep_margin: float | None = None
     """gain of expected KS that a joint must promise to be moved; the checkpoint's own by default"""
+    min_ks: float | None = None
+    """expected KS that a joint's new place must promise; the checkpoint's own by default, 0 to take every move"""
     missing: Literal["fill", "keep"] = "fill"
     """joints that the estimator left out: fill, or keep as they are"""
     min_score: float = 0.0
@@ -74,7 +76,11 @@ def refine(options: RefineOptions) -> dict:
       PosefixError: bad input; with `strict` also a row that cannot be refined.
     """
     refiner = Refiner.load(
-        options.checkpoint, flip=options.flip, batch_size=options.batch_size, keep_margin=options.keep_margin
+        options.checkpoint,
+        flip=options.flip,
+        batch_size=options.batch_size,
+        keep_margin=options.keep_margin,
+        min_ks=options.min_ks,
     )
     return refine_rows(refiner, options)
 

@@ -80,21 +80,23 @@ class Refiner:
         flip: bool = True,
         batch_size: int = 32,
         keep_margin: float | None = None,
+        min_ks: float | None = None,
     ) -> "Refiner":
         """A refiner from a checkpoint, or the shipped one.
 
         Args:
           checkpoint: a training run's folder (its latest step), one step's folder, or a shipped one.
           flip: also run the mirrored crop and average.
-          keep_margin: overrides the checkpoint's own; see `DecodeConfig`.
+          keep_margin, min_ks: override the checkpoint's own; see `DecodeConfig`. Both 0: every move is taken.
 
         Raises:
           PosefixError: no refiner there.
         """
         variables, spec = load_refiner(Path(checkpoint) if checkpoint is not None else shipped_path())
         weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables)))
-        if keep_margin is not None:
-            spec = replace(spec, decode=replace(spec.decode, keep_margin=keep_margin))
+        given = {"keep_margin": keep_margin, "min_ks": min_ks}
+        given = {key: value for key, value in given.items() if value is not None}
+        spec = replace(spec, decode=replace(spec.decode, **given))
         return cls(
             spec.network().apply, variables, spec, flip=flip, batch_size=batch_size, identity=weights.hexdigest()
         )

@@ -29,6 +29,9 @@ class ShipOptions:
     their stored detections (of synthetic poses where there are none), the more careful on a tie"""
     keep_margin: float | None = None
     """set the gain of expected KS that a joint must promise to be moved"""
+    min_ks: float | None = None
+    """set the expected KS that a new place must promise; guards poses that are good, on photographs unlike the training
+    ones"""
     temperature: float | None = None
     """set the divisor of the logits"""
 
@@ -42,6 +45,8 @@ def ship(options: ShipOptions) -> str:
     if options.out.exists():
         raise PosefixError(f"{options.out}: exists; remove it or write elsewhere")
     variables, spec = load_refiner(options.checkpoint)
+    if options.min_ks is not None:
+        spec = replace(spec, decode=replace(spec.decode, min_ks=options.min_ks))
     if options.tune:
         spec = replace(spec, decode=tune(variables, spec, options.tune))
     given = {"keep_margin": options.keep_margin, "temperature": options.temperature}
@@ -53,25 +58,26 @@ def ship(options: ShipOptions) -> str:
 
 
 def tune(variables, spec, folders: tuple[str, ...]) -> DecodeConfig:
-    """The decoder with the highest AP on these people; prints a line for each that was tried.
+    """The decoder with the highest AP on these people, `min_ks` as in the spec; prints a line for each that was tried.
 
     AP, not mean KS: refinement that lifts bad joints a little and blurs good ones raises KS and costs AP.
     """
-    best, decode = -1.0, spec.decode
+    best, decode, min_ks = -1.0, spec.decode, spec.decode.min_ks
     for temperature in TEMPERATURES:
         # With a margin of 0 every joint that promises any gain moves: the other margins follow from its promises.
-        open_spec = replace(spec, decode=DecodeConfig("ks", 0.0, temperature))
+        open_spec = replace(spec, decode=DecodeConfig("ks", temperature=temperature))
         validator = Validator(folders, open_spec, load_error_model("paper"))
         poses = {kind: validator.poses(kind, variables) for kind in validator.kinds}
         for keep_margin in KEEP_MARGINS:
             scores = {}
             for kind, moved in poses.items():
-                kept = moved.present & (moved.output_ks - moved.input_ks <= keep_margin)
+                better = (moved.output_ks - moved.input_ks > keep_margin) & (moved.output_ks >= min_ks)
+                kept = moved.present & ~better
                 refined_xy = np.where(kept[..., None], moved.input_xy, moved.refined_xy)
                 scores[kind] = validator.score(moved._replace(refined_xy=refined_xy))
                 line = f"temperature {temperature}, keep_margin {keep_margin}: {line_of(kind, scores[kind])}"
                 print(line, file=sys.stderr, flush=True)
             ap = scores[validator.kinds[-1]]["ap_refined"]
             if ap >= best:
-                best, decode = ap, DecodeConfig("ks", keep_margin, temperature)
+                best, decode = ap, DecodeConfig("ks", keep_margin, min_ks, temperature)
     return decode

@@ -304,9 +304,9 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True):
         if decode.method == "soft-argmax":
             poses = [geometry.heat_to_crop(jax.vmap(heatmaps.soft_argmax)(m), STRIDE, model.frame) for m in maps]
             out_xy = poses[0] if not flip else (poses[0] + mirror_back(poses[1])) / 2
-            keep_margin = -jnp.inf
+            keep_margin, min_ks = -jnp.inf, 0.0
         else:
-            keep_margin = decode.keep_margin
+            keep_margin, min_ks = decode.keep_margin, decode.min_ks
         mean = maps[0]
         if flip and model.frame == "unbiased":  # only there do mirrored cells lie on cells
             mean = (mean + maps[1][:, :, ::-1][..., flip_index]) / 2
@@ -319,7 +319,8 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True):
         output_ks = expected(mean, geometry.crop_to_heat(out_xy, STRIDE, model.frame), scale)
         input_ks = expected(mean, geometry.crop_to_heat(crop_xy, STRIDE, model.frame), scale)
         input_ks = jnp.where(present, input_ks, 0.0)
-        moved = trained & (~present | (output_ks - input_ks > keep_margin))
+        better = (output_ks - input_ks > keep_margin) & (output_ks >= min_ks)
+        moved = trained & (~present | better)
         return Refined(jnp.where(moved[..., None], out_xy, crop_xy), input_ks, output_ks, moved)
 
     return refine_step

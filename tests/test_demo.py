@@ -25,9 +25,9 @@ def test_demo(tmp_path):
 
 def test_shipped_refiner_is_what_its_card_says():
     spec = Refiner.load().spec
-    assert spec.skeleton.name == "coco" and spec.model.backbone == "resnet18"
+    assert spec.skeleton.name == "coco" and spec.model.backbone == "mobilenet_v2"
     assert spec.trained_joints == (False,) * 5 + (True,) * 12
-    assert spec.decode.method == "ks" and spec.decode.keep_margin > 0
+    assert spec.decode.method == "ks" and spec.decode.min_ks > 0.5
 
 
 def test_shipped_refiner_does_no_harm(shared_data, tmp_path):

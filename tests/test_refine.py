@@ -184,8 +184,10 @@ def test_untrained_joints_and_good_joints_stay(tiny_spec):
     refined = Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8).refine(image, pose)
     assert (refined[0, :5, :2] == pose[0, :5]).all() and (refined[0, 5:, :2] != pose[0, 5:]).all()
     careful = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, trained, DecodeConfig("ks", keep_margin=1.0))
-    kept = Refiner(shift_network(careful), {}, careful, flip=False, batch_size=8).refine(image, pose)
-    assert (kept[..., :2] == pose).all()
+    sure = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, trained, DecodeConfig("ks", min_ks=1.0))
+    for spec in (careful, sure):
+        kept = Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8).refine(image, pose)
+        assert (kept[..., :2] == pose).all()
 
 
 def test_decoder_keeps_a_good_input(tiny_spec):

@@ -127,13 +127,16 @@ class DecodeConfig:
     """How heatmaps become a pose. Static under `jit`.
 
     `ks` takes the position of the highest expected KS under the heatmap, and keeps an input joint whose own
-    expected KS is not lower by more than `keep_margin`; `soft-argmax` is the paper's mean position, always taken.
+    expected KS is not lower by more than `keep_margin`, or where the best place promises less than `min_ks`;
+    `soft-argmax` is the paper's mean position, always taken.
     """
 
     method: Literal["ks", "soft-argmax"] = "ks"
     """ks or soft-argmax"""
     keep_margin: float = 0.0
     """gain of expected KS that a joint must promise to be moved (ks only)"""
+    min_ks: float = 0.0
+    """expected KS that the new place must promise for an input joint to be moved (ks only)"""
     temperature: float = 1.0
     """divides the logits (ks only); above 1 the network is trusted less"""
 
@@ -142,9 +145,10 @@ class DecodeConfig:
             raise PosefixError(
                 f"unknown decode method {self.method!r}: {nearest_names(self.method, ('ks', 'soft-argmax'))}"
             )
-        if self.temperature <= 0 or not 0 <= self.keep_margin <= 1:
+        if self.temperature <= 0 or not 0 <= self.keep_margin <= 1 or not 0 <= self.min_ks <= 1:
             raise PosefixError(
-                f"decode needs temperature > 0 and keep_margin in 0..1, found {self.temperature}, {self.keep_margin}"
+                "decode needs temperature > 0, keep_margin and min_ks in 0..1, found "
+                f"{self.temperature}, {self.keep_margin}, {self.min_ks}"
             )
 
 
