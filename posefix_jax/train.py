@@ -170,7 +170,7 @@ def _initial_variables(config: Config, spec: RefinerSpec, wanted: dict) -> dict:
         return with_backbone(jax.device_get(wanted), path, spec.model.backbone)
     variables, of = load_refiner(path)
     if of.skeleton.joints != spec.skeleton.joints:
-        variables = _rejoin(variables, of.skeleton.joints, jax.device_get(wanted), spec.skeleton.joints)
+        variables = _rejoin(jax.device_get(variables), of.skeleton.joints, jax.device_get(wanted), spec.skeleton.joints)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (wanted, variables)]
     if shapes[0] != shapes[1]:
         raise PosefixError(
