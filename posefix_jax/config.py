@@ -5,10 +5,12 @@ import json
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from posefix_jax.augment import AugmentConfig
 from posefix_jax.models import DecodeConfig, ModelConfig
 from posefix_jax.optimizer import OptimizerConfig
+from posefix_jax.sharding import ProcessConfig
 from posefix_jax.step import InputConfig
 from posefix_jax.types import PosefixError
 
@@ -18,21 +20,30 @@ class DataConfig:
     """What is read."""
 
     train: tuple[str, ...] = ()
-    """folders that `posefix prepare` wrote, read as one"""
+    """folders that `posefix prepare` wrote, read as one; joints are the first one's, the others' go by name"""
+    repeats: tuple[float, ...] = ()
+    """how often each folder's people come in an epoch; once if empty, 0.5 is every other one, in turn"""
     validation: tuple[str, ...] = ()
     """prepared folders to evaluate on; none for no validation"""
     batch_size: int = 128
     """samples a step, over all devices and hosts"""
     threads: int = 8
-    """reading and decoding threads a process"""
+    """reading and decoding threads a process, or a worker"""
+    workers: int = 0
+    """worker processes that read and decode; 0 for threads alone"""
+    cache: Literal["none", "device"] = "none"
+    """device: hold all people in the devices' memory, divided among them, and read nothing while training"""
     labelled_share: float = 0.1
     """a joint counts as trained if at least this share of the people has it labelled"""
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.threads < 1:
+        if self.batch_size < 1 or self.threads < 1 or self.workers < 0:
             raise PosefixError(
-                f"data.batch_size and data.threads must be positive, found {self.batch_size}, {self.threads}"
+                "data.batch_size and data.threads must be positive and data.workers not negative, found "
+                f"{self.batch_size}, {self.threads}, {self.workers}"
             )
+        if self.cache not in ("none", "device"):
+            raise PosefixError(f"data.cache must be none or device, found {self.cache!r}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,13 @@ class Config:
     """steps between lines of metrics"""
     keep: int = 2
     """checkpoints kept"""
+    stop_after: float = 0.0
+    """minutes after which to stop as if interrupted, saved and with exit code 130; 0 for never"""
+    skip_nonfinite: int = 0
+    """batches of a run that may give no finite loss or gradient and are passed over; the next one stops the run"""
+    profile: int = 0
+    """trace this many steps, from the tenth on, into OUT/profile for TensorBoard, XProf or Perfetto"""
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -68,6 +86,11 @@ class Config:
         for name in ("save_every", "validate_every", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise PosefixError(f"{name} must be positive, found {getattr(self, name)}")
+        if min(self.stop_after, self.skip_nonfinite, self.profile) < 0:
+            raise PosefixError(
+                "stop_after, skip_nonfinite and profile must not be negative, found "
+                f"{self.stop_after}, {self.skip_nonfinite}, {self.profile}"
+            )
         if self.epochs < 1:
             raise PosefixError(f"epochs must be positive, found {self.epochs}")
 

@@ -25,6 +25,8 @@ class OptimizerConfig:
     """modern: largest global norm of the gradient"""
     average_decay: float = 0.999
     """modern: of the averaged parameters that are saved and evaluated; 0 for none"""
+    accumulate: int = 1
+    """steps whose gradients are averaged for one update, for batches that do not fit; statistics stay each step's own"""
 
     def __post_init__(self):
         if self.recipe not in ("reference", "modern"):
@@ -36,6 +38,8 @@ class OptimizerConfig:
                 "optimizer.learning_rate and clip_norm must be positive, weight_decay and warmup_steps not negative, "
                 f"found {self.learning_rate}, {self.clip_norm}, {self.weight_decay}, {self.warmup_steps}"
             )
+        if self.accumulate < 1:
+            raise PosefixError(f"optimizer.accumulate must be positive, found {self.accumulate}")
         if not 0 <= self.average_decay < 1:
             raise PosefixError(f"optimizer.average_decay must lie in [0, 1), found {self.average_decay}")
 
@@ -46,13 +50,14 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each step of a run of `steps`."""
+    """The learning rate at each update of a run of `steps`."""
+    updates = max(steps // config.accumulate, 1)
     if config.recipe == "reference":
         # Epochs 90 and 120 of 140: paper, section 6.
-        drops = {steps * 90 // 140: 0.1, steps * 120 // 140: 0.1}
+        drops = {updates * 90 // 140: 0.1, updates * 120 // 140: 0.1}
         return optax.piecewise_constant_schedule(config.learning_rate, drops)
-    warmup = min(config.warmup_steps, max(steps // 10, 1))
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
+    warmup = min(config.warmup_steps, max(updates // 10, 1))
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(updates, warmup + 1))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -64,8 +69,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     rate = learning_rate(config, steps)
     if config.recipe == "reference":
         decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
-        return optax.chain(decay, optax.adam(rate, eps=1e-8))
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(rate, weight_decay=config.weight_decay, mask=kernels),
-    )
+        chain = optax.chain(decay, optax.adam(rate, eps=1e-8))
+    else:
+        chain = optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.adamw(rate, weight_decay=config.weight_decay, mask=kernels),
+        )
+    if config.accumulate == 1:
+        return chain
+    return optax.MultiSteps(chain, config.accumulate).gradient_transformation()

@@ -1,8 +1,96 @@
 """The only builder of a Mesh: data parallelism, the batch split over every device, the state on each."""
 
+import os
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from posefix_jax.types import PosefixError
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """How the processes of one run find each other; jax's own runtime does the rest."""
+
+    coordinator: str = ""
+    """HOST:PORT of process 0; `auto` where jax knows the cluster (Slurm, TPU pods, Kubernetes jobs, Open MPI); empty:
+    this process is alone"""
+    count: int = 0
+    """number of processes; 0 to ask the cluster"""
+    index: int = -1
+    """this process, from 0; -1 to ask the cluster"""
+    timeout: int = 300
+    """seconds to wait for the others at the start"""
+
+    def __post_init__(self):
+        host, colon, port = self.coordinator.rpartition(":")
+        if self.coordinator not in ("", "auto") and not (host and colon and port.isdecimal()):
+            raise PosefixError(f"processes.coordinator must be HOST:PORT or auto, found {self.coordinator!r}")
+        if self.count < 0 or self.timeout < 1 or not -1 <= self.index < max(self.count, 1):
+            raise PosefixError(
+                "processes.count must not be negative, index must be below it and timeout positive, found "
+                f"{self.count}, {self.index}, {self.timeout}"
+            )
+        if self.coordinator not in ("", "auto") and (self.count < 1 or self.index < 0):
+            raise PosefixError(
+                "with a processes.coordinator of HOST:PORT, give processes.count and processes.index too"
+            )
+
+
+def join_processes(config: ProcessConfig, folder: Path) -> None:
+    """Joins the other processes of the run, before any other use of jax; nothing to do for a process alone.
+
+    `folder` is the run's, which all processes share: each leaves a mark there until all have come, so that the one
+    that has not can be named. When they do not come in time, the process prints who is missing and exits with 2 (jax's
+    own time-out would abort it).
+
+    Raises:
+      PosefixError: no cluster that jax knows.
+    """
+    if not config.coordinator or jax.distributed.is_initialized():
+        return
+    given = {} if config.coordinator == "auto" else {"coordinator_address": config.coordinator}
+    if config.count:
+        given["num_processes"] = config.count
+    if config.index >= 0:
+        given["process_id"] = config.index
+    if len(given) == 3:
+        given["cluster_detection_method"] = "deactivate"
+    marks = folder / "joining"
+    marks.mkdir(parents=True, exist_ok=True)
+    mark = marks / str(config.index if config.index >= 0 else os.getpid())
+    mark.write_text(socket.gethostname())
+
+    def give_up():
+        recent = mark.stat().st_mtime - config.timeout  # marks of an earlier attempt count for nothing
+        here = {path.name: path.read_text() for path in sorted(marks.iterdir()) if path.stat().st_mtime >= recent}
+        missing = [str(i) for i in range(config.count) if str(i) not in here] if config.index >= 0 else []
+        there = ", ".join(f"{index} on {host}" for index, host in here.items())
+        who = f"processes {', '.join(missing)} of {config.count}" if missing else "some processes"
+        print(
+            f"posefix: {who} did not come up within {config.timeout} s; there: {there}; coordinator {config.coordinator}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    watchdog = threading.Timer(config.timeout, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        # Its own limit comes after the watchdog's.
+        jax.distributed.initialize(initialization_timeout=config.timeout + 60, shutdown_timeout_seconds=60, **given)
+    except (ValueError, RuntimeError) as error:
+        raise PosefixError(f"processes.coordinator {config.coordinator}: {error}") from error
+    finally:
+        watchdog.cancel()
+        mark.unlink(missing_ok=True)
 
 
 def data_mesh() -> Mesh:
@@ -24,3 +112,8 @@ def place_batch(mesh: Mesh, local):
     """This process's rows of a global batch (a pytree of NumPy arrays), as global arrays on the devices."""
     sharding = split(mesh)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), local)
+
+
+def local_copy(tree):
+    """A replicated pytree as arrays of this process's first device alone."""
+    return jax.tree.map(lambda array: array.addressable_data(0), tree)

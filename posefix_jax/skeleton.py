@@ -74,6 +74,11 @@ class Skeleton:
         """[K] whether the joint has a left/right twin."""
         return self.flip_index != np.arange(self.num_joints)
 
+    @cached_property
+    def lower_body(self) -> np.ndarray:
+        """[K] hips and below; all False for a skeleton without such groups."""
+        return np.isin(self.groups, ("hip", "knee", "ankle"))
+
     def to_dict(self) -> dict:
         return {
             "name": self.name,

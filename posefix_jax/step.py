@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from posefix_jax import geometry, heatmaps, losses
-from posefix_jax.augment import AugmentConfig, random_colour, random_crop_affine, warp
+from posefix_jax.augment import AugmentConfig, random_colour, random_crop_affine, random_erase, warp
 from posefix_jax.models import STRIDE, RefinerSpec
 from posefix_jax.synthesis import ErrorModel, SyntheticPose, synthesize_pose
 from posefix_jax.types import ErrorKind, PosefixError
@@ -20,13 +20,18 @@ Network = Callable[..., Array]
 
 
 class TrainState(NamedTuple):
-    """All that training changes. `average` holds averaged {params, batch_stats}, or is None."""
+    """All that training changes.
+
+    `average` holds averaged {params, batch_stats}, or is None; `skipped` counts the batches whose loss or gradient was
+    not finite and that changed nothing.
+    """
 
     step: Int[Array, ""]
     params: Any
     batch_stats: Any
     opt_state: Any
     average: Any
+    skipped: Int[Array, ""]
 
     @property
     def variables(self) -> dict:
@@ -127,6 +132,7 @@ def make_training_pose(
     `record` is static. Joints that the spec does not train are treated as unlabelled.
     """
     affine_key, colour_key, error_key, choice_key = jax.random.split(key, 4)
+    strength = augment.strength(record.epoch)
     crop_hw = spec.model.crop_hw
     trained = jnp.asarray(spec.trained_joints)
     labelled = record.labelled & trained
@@ -135,14 +141,17 @@ def make_training_pose(
     if inputs.box == "pose":
         # A pose without a joint is one that was withheld: then the truth says where the person is.
         some = pose.present.any()
-        box = _crop_box(
-            jnp.where(some, pose.crop_xy, record.patch_xy), jnp.where(some, pose.present, labelled), crop_hw
-        )
+        around = jnp.where(some, pose.present, labelled)
+        if augment.half_body:
+            around = _half_body(jax.random.fold_in(affine_key, 1), around, spec.skeleton, augment.half_body)
+        box = _crop_box(jnp.where(some, pose.crop_xy, record.patch_xy), around, crop_hw)
     else:
         box = geometry.grow_box(
             geometry.fit_aspect(record.box, crop_hw, xp=jnp), geometry.CROP_PADDING, minimum=1.0, xp=jnp
         )
-    affine, area_scale, mirror = random_crop_affine(affine_key, box, augment, crop_hw, spec.model.frame)
+    affine, area_scale, mirror = random_crop_affine(
+        affine_key, box, augment, crop_hw, spec.model.frame, strength=strength
+    )
 
     def mirrored(values):
         return jnp.where(mirror, values[spec.skeleton.flip_index], values)
@@ -150,12 +159,21 @@ def make_training_pose(
     def to_crop(patch_xy):
         return mirrored(geometry.apply_affine(affine, patch_xy))
 
-    crop = random_colour(colour_key, warp(record.patch, affine, crop_hw), augment.colour)
+    crop = random_colour(colour_key, warp(record.patch, affine, crop_hw), augment.colour, strength=strength)
+    crop = random_erase(jax.random.fold_in(colour_key, 1), crop, augment.erase, strength=strength)
     crop_xy, labelled = to_crop(record.patch_xy), mirrored(labelled)
     pose = SyntheticPose(to_crop(pose.crop_xy), mirrored(pose.present), mirrored(pose.kind))
     inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1], jnp.float32) - 0.5)
     valid = labelled & inside.all(axis=-1) & (record.weight > 0)
     return TrainingPose(crop, crop_xy, valid, pose, record.area * area_scale)
+
+
+def _half_body(key, around, skeleton, probability):
+    """The joints of one half of the body, sometimes; of both where that half has fewer than three."""
+    use_key, half_key = jax.random.split(key)
+    half = around & (jax.random.bernoulli(half_key) == jnp.asarray(skeleton.lower_body))
+    use = jax.random.bernoulli(use_key, probability) & (half.sum() >= 3)
+    return jnp.where(use, half, around)
 
 
 def _real_or_synthetic(key, pose: SyntheticPose, record: Batch, trained, inputs: InputConfig) -> SyntheticPose:
@@ -196,13 +214,20 @@ def make_train_step(
     inputs: InputConfig,
     optimizer: optax.GradientTransformation,
     average_decay: float = 0.0,
+    skip_nonfinite: int = 0,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, dict[str, Array]]]:
     """The training step, to be jitted with a donated state: augment, spoil, render, forward, loss, update.
 
-    Metrics are scalars over the global batch: loss terms, mean KS of input and output, gradient norm.
-    `average_decay` in (0, 1) averages parameters and batch statistics exponentially, warmed up.
+    Metrics are scalars over the global batch: loss terms, mean KS of input and output, gradient norm, and `skipped` as
+    in the state. `average_decay` in (0, 1) averages parameters and batch statistics exponentially, warmed up.
+
+    A batch whose loss or gradient is not finite changes nothing. The first `skip_nonfinite` of a run are passed over;
+    at the next one the step count stands still for good, so that the state stays what it was before that batch however
+    late the host looks.
     """
-    update = make_update_step(spec=spec, optimizer=optimizer, average_decay=average_decay)
+    update = make_update_step(
+        spec=spec, optimizer=optimizer, average_decay=average_decay, skip_nonfinite=skip_nonfinite
+    )
 
     def train_step(state: TrainState, batch: Batch, root: Key[Array, ""]):
         keys = sample_keys(root, batch.epoch, batch.sample)
@@ -217,7 +242,11 @@ def make_train_step(
 
 
 def make_update_step(
-    *, spec: RefinerSpec, optimizer: optax.GradientTransformation, average_decay: float = 0.0
+    *,
+    spec: RefinerSpec,
+    optimizer: optax.GradientTransformation,
+    average_decay: float = 0.0,
+    skip_nonfinite: int = 0,
 ) -> Callable[[TrainState, TrainingPose], tuple[TrainState, dict[str, Array]]]:
     """The second half of the training step, without randomness: render, forward, loss, update."""
     network = spec.network()
@@ -246,6 +275,14 @@ def make_update_step(
             decay = jnp.minimum(average_decay, (1 + done) / (10 + done))
             now = {"params": params, "batch_stats": batch_stats}
             average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, now)
+        norm = optax.tree.norm(gradients)
+        halted = state.skipped > skip_nonfinite
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+        skipped = state.skipped + (bad & ~halted)
+        step = state.step + (skipped <= skip_nonfinite)
+        after = (params, batch_stats, opt_state, average)
+        before = (state.params, state.batch_stats, state.opt_state, state.average)
+        after = jax.tree.map(lambda new, old: jnp.where(bad | halted, old, new), after, before)
 
         heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
         crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
@@ -259,9 +296,10 @@ def make_update_step(
             "coordinate": terms["coordinate"],
             "ks_input": mean_ks(poses.input.crop_xy, poses.valid & poses.input.present),
             "ks_output": mean_ks(crop_xy, poses.valid),
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": norm,
+            "skipped": skipped,
         }
-        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+        return TrainState(step, *after, skipped), metrics
 
     return update_step
 

@@ -1,132 +1,165 @@
 """`posefix train`: the loop, read from top to bottom in `train`."""
 
 import contextlib
+import fcntl
 import json
+import os
 import signal
+import socket
 import sys
-import time
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
+from jax.experimental import multihost_utils
 
-from posefix_jax import geometry, heatmaps
 from posefix_jax.checkpoints import Checkpointer, has_checkpoint, load_refiner
 from posefix_jax.config import Config
 from posefix_jax.data.coco import read_json, write_json
-from posefix_jax.data.pipeline import People, training_batches
-from posefix_jax.models import STRIDE, RefinerSpec, compute_dtype
+from posefix_jax.data.pipeline import People
+from posefix_jax.feed import Feed
+from posefix_jax.models import RefinerSpec, compute_dtype
+from posefix_jax.monitor import Monitor, NotFinite
 from posefix_jax.optimizer import learning_rate, make_optimizer
-from posefix_jax.report.pictures import GREEN, WHITE, draw_pose, kind_legend, sheet, side_by_side, write_picture
-from posefix_jax.report.progress import format_seconds
-from posefix_jax.sharding import data_mesh, place_batch, replicated, split
-from posefix_jax.step import Batch, TrainState, make_train_step, make_training_pose, sample_keys
+from posefix_jax.sharding import data_mesh, join_processes, replicated, split
+from posefix_jax.step import TrainState, make_train_step
 from posefix_jax.synthesis import load_error_model
 from posefix_jax.types import PosefixError
-from posefix_jax.validate import Validator, line_of
+from posefix_jax.validate import Validator
 from posefix_jax.weights import with_backbone
 
-_MAY_CHANGE = {"out", "save_every", "validate_every", "log_every", "keep", "data.threads", "data.validation"}
+_MAY_CHANGE = {
+    "out", "save_every", "validate_every", "log_every", "keep", "stop_after", "skip_nonfinite", "profile",
+    "data.threads", "data.workers", "data.cache", "data.validation",
+    "processes.coordinator", "processes.count", "processes.index", "processes.timeout",
+}  # fmt: skip
 """Fields of a run's config that a resumed run may set anew without changing its outcome."""
 
 
 def train(config: Config) -> tuple[TrainState, bool]:
     """Trains a refiner; goes on from the latest checkpoint in `config.out` if there is one.
 
-    SIGINT and SIGTERM finish the step and save. Writes checkpoints, `config.json`, TensorBoard event files and pictures
-    below `config.out`. Returns the state, and whether the run is complete.
+    The same call on every process of a run (`config.processes`) trains one model on all their devices; `config.out`
+    is a folder that all of them see. SIGINT and SIGTERM finish the step and save; before the first step is done there
+    is nothing to save, and they end the process at once. Writes checkpoints, `config.json`, TensorBoard event files
+    and pictures below `config.out`. Returns the state, and whether the run is complete.
 
     Raises:
-      PosefixError: data or config do not fit, or the loss stops being finite.
+      PosefixError: data or config do not fit, another process trains into the folder, or the loss stops being finite.
     """
     out = Path(config.out)
-    people = People(config.data.train)
-    spec = spec_of(config, people)
-    errors = load_error_model(config.errors)
-    errors.table(spec.skeleton)
-    validator = Validator(config.data.validation, spec, errors) if config.data.validation else None
-    _settle_config(config, out, len(people), started=has_checkpoint(out))
-
-    mesh = data_mesh()
-    if config.data.batch_size % mesh.size:
-        raise PosefixError(f"data.batch_size {config.data.batch_size} must be a multiple of the {mesh.size} devices")
-    steps = max(int(np.ceil(config.epochs * len(people) / config.data.batch_size)), 1)
-    batches = training_batches(
-        people,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        threads=config.data.threads,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
-
-    root = jax.random.key(config.seed)
-    optimizer = make_optimizer(config.optimizer, steps)
-    rate_at = learning_rate(config.optimizer, steps)
-    train_step = jax.jit(
-        make_train_step(
-            spec=spec,
-            errors=errors,
-            augment=config.augment,
-            inputs=config.inputs,
-            optimizer=optimizer,
-            average_decay=config.optimizer.averages,
-        ),
-        in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
-        out_shardings=(replicated(mesh), replicated(mesh)),
-        donate_argnums=0,
-    )
-
-    state = initial_state(config, spec, optimizer, mesh)
-    checkpointer = Checkpointer(out, keep=config.keep)
-    if checkpointer.latest_step is not None:
-        state, position = checkpointer.restore(state)
-        batches.set_state(position)
-        print(f"goes on from step {checkpointer.latest_step} of {steps} in {out}", file=sys.stderr)
-    else:
-        print(_describe(config, spec, people, state, steps, mesh.size), file=sys.stderr)
-
-    writer = SummaryWriter(str(out / "metrics"), purge_step=int(state.step))
-    picture = _make_picture(config, spec, errors)
-    log = _Log(config, steps, int(state.step), rate_at, writer)
-    step = int(state.step)
     with contextlib.ExitStack() as stack:
-        interrupt = stack.enter_context(_Interrupt())
-        stack.callback(writer.close)
+        interrupt = stack.enter_context(_Interrupt(config))
+        join_processes(config.processes, out)
+        people = People(config.data.train, config.data.repeats)
+        spec = spec_of(config, people)
+        errors = load_error_model(config.errors)
+        errors.table(spec.skeleton)
+        validator = Validator(config.data.validation, spec, errors) if config.data.validation else None
+        stack.enter_context(_alone(out))
+        _settle_config(config, out, people.places, started=has_checkpoint(out))
+
+        mesh = data_mesh()
+        if config.data.batch_size % mesh.size:
+            raise PosefixError(
+                f"data.batch_size {config.data.batch_size} must be a multiple of the {mesh.size} devices"
+            )
+        steps = max(int(np.ceil(config.epochs * people.places / config.data.batch_size)), 1)
+        root = jax.random.key(config.seed)
+        optimizer = make_optimizer(config.optimizer, steps)
+        train_step = jax.jit(
+            make_train_step(
+                spec=spec,
+                errors=errors,
+                augment=config.augment,
+                inputs=config.inputs,
+                optimizer=optimizer,
+                average_decay=config.optimizer.averages,
+                skip_nonfinite=config.skip_nonfinite,
+            ),
+            in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
+            out_shardings=(replicated(mesh), replicated(mesh)),
+            donate_argnums=0,
+        )
+
+        state = initial_state(config, spec, optimizer, mesh)
+        checkpointer = Checkpointer(out, keep=config.keep)
         stack.callback(checkpointer.close)
-        while step < steps and not interrupt.signal:
-            waiting = time.monotonic()
-            batch = place_batch(mesh, Batch(**next(batches)))
-            log.waited(time.monotonic() - waiting)
-            if step == 0:
-                picture(out / "pictures" / "step-0000000.png", state, batch, root)
-            state, metrics = train_step(state, batch, root)
-            step += 1
-            log.after_step(step, metrics)
-            last = step == steps
-            if last or step % config.save_every == 0:
-                log.flush()  # a state whose loss is not finite is never saved
-                checkpointer.save(state, batches.get_state(), spec)
-            if validator is not None and (last or step % config.validate_every == 0):
-                with log.paused():
-                    log.validation(step, validator.run(state.variables))
-                    picture(out / "pictures" / f"step-{step:07d}.png", state, batch, root)
-        log.flush()
-        checkpointer.save(state, batches.get_state(), spec)
+        if checkpointer.latest_step is not None:
+            state, position = checkpointer.restore(state)
+            _say(f"goes on from step {checkpointer.latest_step} of {steps} in {out}")
+        else:
+            position = {"batch": 0}
+            _say(_describe(config, spec, people, state, steps, mesh.size))
+
+        step = int(state.step)
+        feed = Feed(mesh, people, config.data, seed=config.seed, start=position["batch"])
+        monitor = Monitor(
+            config, spec, errors, feed, steps=steps, step=step, rate_at=learning_rate(config.optimizer, steps)
+        )
+        stack.callback(monitor.close)
+
+        def save():
+            with monitor.aside_for("saving"):  # which reads what is pending first: a state that is bad is never saved
+                checkpointer.save(state, {"batch": int(state.step)}, spec)
+
+        try:
+            while step < steps and not interrupt.at(step):
+                batch = next(feed)
+                if step == 0:
+                    monitor.picture(step, state.variables, batch, root)
+                state, metrics = train_step(state, batch, root)
+                step += 1
+                interrupt.unsaved = True
+                monitor.after_step(step, metrics)
+                last = step == steps
+                if last or step % config.save_every == 0:
+                    save()
+                if validator is not None and (last or step % config.validate_every == 0):
+                    with monitor.aside_for("validation"):
+                        scores = validator.run(state.variables, stop=interrupt.noted)
+                    if scores is not None:
+                        monitor.validation(step, scores)
+                        monitor.picture(step, state.variables, batch, root)
+            save()
+        except NotFinite:
+            raise PosefixError(_save_not_finite(config, feed, checkpointer, state, spec)) from None
     complete = step >= steps
     if not complete:
-        print(f"interrupted and saved at step {step} of {steps}; the same command goes on from there", file=sys.stderr)
+        _say(f"interrupted and saved at step {step} of {steps}; the same command goes on from there")
     else:
-        print(f"done: {steps} steps; refine with --checkpoint {out}", file=sys.stderr)
+        _say(f"done: {steps} steps; refine with --checkpoint {out}")
     return state, complete
+
+
+def _say(line: str) -> None:
+    if not jax.process_index():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _save_not_finite(config: Config, feed: Feed, checkpointer: Checkpointer, state: TrainState, spec) -> str:
+    """Saves the state from before the batch at fault, and who was in it; returns what to tell the user."""
+    step, allowed = int(state.step), config.skip_nonfinite
+    people = feed.people_at(config.seed, step)
+    path = Path(config.out) / f"not-finite-{step:07d}.json"
+    if not jax.process_index():
+        write_json(path, {"step": step, "people": people})
+    # The count is what it was before: the same command meets the same batch in the same state.
+    state = jax.jit(lambda s: s._replace(skipped=jnp.int32(allowed)), donate_argnums=0)(state)
+    checkpointer.save(state, {"batch": step}, spec)
+    return (
+        f"the loss or its gradient is not finite at step {step}; the {len(people)} people of that batch are listed in "
+        f"{path}, the state before it is saved: the same command meets it again at once, --skip-nonfinite {allowed + 1} "
+        "goes past it; or lower optimizer.learning_rate in a new run"
+    )
 
 
 def spec_of(config: Config, people: People) -> RefinerSpec:
     """The spec of the refiner that this config trains on these people."""
-    share = people.num_labelled / len(people)
-    trained = tuple(bool(enough) for enough in share >= config.data.labelled_share)
+    trained = tuple(bool(enough) for enough in people.share_labelled >= config.data.labelled_share)
     if not any(trained):
         raise PosefixError(f"no joint is labelled on {config.data.labelled_share:.0%} of the people; check data.train")
     return RefinerSpec(people.skeleton, config.model, trained, config.decode)
@@ -149,6 +182,7 @@ def initial_state(config: Config, spec: RefinerSpec, optimizer, mesh) -> TrainSt
             variables["batch_stats"],
             optimizer.init(variables["params"]),
             average,
+            jnp.zeros((), jnp.int32),
         )
 
     state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed))
@@ -212,7 +246,8 @@ def _settle_config(config: Config, out: Path, people: int, started: bool) -> Non
         ]
         if changed:
             raise PosefixError(f"{out}: holds a run of another config: {'; '.join(changed)}; train into another --out")
-    write_json(path, fields)
+    if not jax.process_index():
+        write_json(path, fields)
 
 
 def _flat(fields: dict, prefix: str = "") -> dict:
@@ -229,136 +264,86 @@ def _describe(config, spec, people, state, steps, devices) -> str:
     height, width = spec.model.crop_hw
     return (
         f"{spec.model.backbone} of width {spec.model.width}, {weights / 1e6:.1f} M weights, crops {height}x{width}, "
-        f"{jnp.dtype(compute_dtype()).name}, {devices} device(s)\n"
-        f"{len(people)} people, {steps} steps of {config.data.batch_size}"
+        f"{jnp.dtype(compute_dtype()).name}, {devices} device(s) of {jax.process_count()} process(es)\n"
+        f"{people.places} people an epoch, {steps} steps of {config.data.batch_size}"
         + (f"; hardly ever labelled, so not trained: {', '.join(left_out)}" if left_out else "")
     )
 
 
-def _make_picture(config: Config, spec: RefinerSpec, errors):
-    """A function that draws the first people of a batch: truth, input coloured by error kind, prediction."""
-    network = spec.network()
-
-    @jax.jit
-    def look(variables, batch, root):
-        poses = jax.vmap(
-            lambda key, record: make_training_pose(
-                key, record, spec=spec, errors=errors, augment=config.augment, inputs=config.inputs
-            )
-        )(sample_keys(root, batch.epoch, batch.sample), batch)
-        logits = network.apply(variables, poses.crop, poses.input.crop_xy, poses.input.present)
-        heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
-        return poses, geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
-
-    def picture(path: Path, state: TrainState, batch: Batch, root) -> None:
-        if jax.process_index():
-            return
-        few = jax.tree.map(lambda array: np.asarray(array.addressable_shards[0].data)[:6], batch)
-        poses, predicted = jax.device_get(look(state.variables, few, root))
-        zoom = max(1, 256 // spec.model.crop_hw[0])
-        crops = np.clip(poses.crop, 0, 255).astype(np.uint8).repeat(zoom, axis=1).repeat(zoom, axis=2)
-        true_xy, given_xy, found_xy = (
-            (xy + 0.5) * zoom - 0.5 for xy in (poses.crop_xy, poses.input.crop_xy, predicted)
-        )
-        captions = ("crop", "truth", "input, by error", "prediction")
-        rows = []
-        for i, crop in enumerate(crops):
-            truth = draw_pose(crop, true_xy[i], poses.valid[i], spec.skeleton, GREEN)
-            kinds = poses.input.kind[i]
-            given = draw_pose(crop, given_xy[i], poses.input.present[i], spec.skeleton, WHITE, kinds=kinds)
-            found = draw_pose(crop, found_xy[i], poses.valid[i], spec.skeleton, GREEN)
-            rows.append(side_by_side([crop, truth, given, found], captions))
-        write_picture(path, sheet([kind_legend(), *rows]))
-
-    return picture
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Refuses to train into a folder that another run is training into."""
+    if jax.process_index():
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PosefixError(f"{out}: another process is training into it; stop it, or take another --out") from error
+        yield
 
 
 class _Interrupt:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
+    """Notes SIGINT and SIGTERM instead of dying of them; a second one kills as usual.
+
+    As long as nothing is `unsaved` the first one ends the process at once, also from within a compilation: a thread
+    looks, for Python's own handlers wait until the compiler returns. Of several processes, all stop at the same step:
+    SIGTERM to any one of them is then left to jax's preemption service, which agrees on it.
+    """
+
+    def __init__(self, config: Config):
+        self.signal = 0
+        self.unsaved = False
+        self._many = bool(config.processes.coordinator)
+        self._numbers = (signal.SIGINT,) if self._many else (signal.SIGINT, signal.SIGTERM)
+        self._before = {}
+        self._timer = None
+        if config.stop_after:
+            self._timer = threading.Timer(60 * config.stop_after, os.kill, (os.getpid(), signal.SIGTERM))
+            self._timer.daemon = True
 
     def __enter__(self) -> "_Interrupt":
-        self.signal = 0
-        self._before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+        if threading.current_thread() is threading.main_thread():  # else signals are whoever's who has them
+            for number in self._numbers:
                 self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: leave signals to whoever has them
-                break
+            self._reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, daemon=True).start()
+        if self._timer is not None:
+            self._timer.start()
         return self
+
+    def _watch(self) -> None:
+        while data := self._reader.recv(1):
+            if data[0] in self._numbers and not self.unsaved:
+                print("interrupted before the first step; nothing to save", file=sys.stderr, flush=True)
+                os._exit(130)
+        self._reader.close()
 
     def _note(self, number, _frame) -> None:
         self.signal = number
         signal.signal(number, self._before[number])
+        if self._many:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def noted(self) -> bool:
+        """Whether this process alone was asked to stop."""
+        return bool(self.signal) and not self._many
+
+    def at(self, step: int) -> bool:
+        """Whether to stop before this step; the same answer on every process, each of which must ask."""
+        if self._many:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return bool(self.signal)
 
     def __exit__(self, *_) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup)
+            self._writer.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """Metrics to the terminal and to TensorBoard, read one step late so that the device never waits for it."""
-
-    def __init__(self, config: Config, steps: int, step: int, rate_at, writer: SummaryWriter):
-        self.config, self.steps, self.rate_at, self.writer = config, steps, rate_at, writer
-        self.pending: list = []
-        self.step = step
-        self.wait = 0.0
-        self.started = time.monotonic()
-
-    def waited(self, seconds: float) -> None:
-        self.wait += seconds
-
-    @contextlib.contextmanager
-    def paused(self):
-        """While this lasts (a validation) no time counts towards the rate."""
-        self.flush()
-        since = time.monotonic()
-        yield
-        self.started += time.monotonic() - since
-
-    def validation(self, step: int, scores: dict) -> None:
-        if jax.process_index():
-            return
-        for kind, of_kind in scores.items():
-            print(f"validation at step {step}, {line_of(kind, of_kind)}", file=sys.stderr, flush=True)
-            for key, value in of_kind.items():
-                self.writer.add_scalar(f"validation/{kind}_{key}", value, step)
-
-    def after_step(self, step: int, metrics: dict) -> None:
-        self.step = step
-        self.pending.append(metrics)
-        if len(self.pending) > self.config.log_every:
-            self._print(step - 1, self.pending[:-1])
-            self.pending = self.pending[-1:]
-
-    def flush(self) -> None:
-        if self.pending:
-            self._print(self.step, self.pending)
-            self.pending = []
-
-    def _print(self, step: int, window: list) -> None:
-        values = jax.device_get(window)
-        mean = {key: float(np.mean([v[key] for v in values])) for key in values[0]}
-        if not np.isfinite(mean["loss"]):
-            raise PosefixError(
-                f"the loss is not finite within steps {step - len(window) + 1} to {step}; "
-                "lower optimizer.learning_rate, or look at the data"
-            )
-        now = time.monotonic()
-        seconds = max(now - self.started, 1e-6)
-        rate = len(window) * self.config.data.batch_size / seconds
-        left = (self.steps - step) * self.config.data.batch_size / rate
-        wait = self.wait / seconds
-        learning = float(self.rate_at(step))
-        self.started, self.wait = now, 0.0
-        if jax.process_index():
-            return
-        print(
-            f"step {step}/{self.steps}  loss {mean['loss']:.3f} (heatmap {mean['heatmap']:.3f}, coordinate "
-            f"{mean['coordinate']:.3f})  KS {mean['ks_input']:.3f} -> {mean['ks_output']:.3f}  {rate:.1f} samples/s, "
-            f"input wait {wait:.0%}  lr {learning:.2e}  {format_seconds(left)} left",
-            file=sys.stderr,
-            flush=True,
-        )
-        for key, value in {**mean, "samples_per_second": rate, "input_wait": wait, "learning_rate": learning}.items():
-            self.writer.add_scalar(f"train/{key}", value, step)

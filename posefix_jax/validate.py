@@ -1,7 +1,7 @@
 """Validation within training: refined against input poses, by KS and by AP."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from posefix_jax.data.pipeline import People, evaluation_batches
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, truth_of
 from posefix_jax.geometry import joint_extent
 from posefix_jax.models import RefinerSpec
+from posefix_jax.sharding import data_mesh, place_batch, replicated, split
 from posefix_jax.step import Batch, make_eval_step
 from posefix_jax.synthesis import ErrorModel
 from posefix_jax.types import PosefixError
@@ -43,13 +44,19 @@ class Validator:
                 f"{spec.skeleton.name}; expected the same joints"
             )
         self.spec = spec
-        self.batch_size = batch_size
+        self.mesh = data_mesh()
+        self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         detected = any(manifest.detections for manifest in self.people.manifests)
         self.kinds = ("synthetic", "detected") if detected else ("synthetic",)
         self._steps = {
-            kind: jax.jit(make_eval_step(spec=spec, errors=errors, detected=kind == "detected")) for kind in self.kinds
+            kind: jax.jit(
+                make_eval_step(spec=spec, errors=errors, detected=kind == "detected"),
+                in_shardings=(replicated(self.mesh), split(self.mesh), replicated(self.mesh)),
+                out_shardings=replicated(self.mesh),
+            )
+            for kind in self.kinds
         }
-        records = [self.people[i][1] for i in range(len(self.people))]
+        records = [self.people[i] for i in range(len(self.people))]
         self.scale = np.array([record.patch_to_image[0] for record in records])
         self.corner = np.array([record.patch_to_image[1:] for record in records])
         self.area = np.array([record.area for record in records]) * self.scale**2
@@ -74,11 +81,18 @@ class Validator:
                 people.append({"image_id": i, "joints": joints, "box": box, "area": self.area[i], "ignored": False})
         return people
 
-    def poses(self, kind: str, variables) -> Poses:
-        """Runs the refiner over everybody."""
+    def poses(self, kind: str, variables, stop: Callable[[], bool] = lambda: False) -> Poses | None:
+        """Runs the refiner over everybody, on all devices of all processes; None if `stop` says so in between."""
+        variables = jax.device_put(variables, replicated(self.mesh))
+        batches = evaluation_batches(
+            self.people, batch_size=self.batch_size, process=jax.process_index(), processes=jax.process_count()
+        )
         parts = []
-        for arrays in evaluation_batches(self.people, batch_size=self.batch_size):
-            parts.append(jax.device_get(self._steps[kind](variables, Batch(**arrays), jax.random.key(0))))
+        for arrays in batches:
+            batch = place_batch(self.mesh, Batch(**arrays))
+            parts.append(jax.device_get(self._steps[kind](variables, batch, jax.random.key(0))))
+            if stop():
+                return None
         poses = Poses(*(np.concatenate(field)[: len(self.people)] for field in zip(*parts, strict=True)))
         to_image = functools.partial(self._to_image, zoom=self.zoom)
         return poses._replace(input_xy=to_image(poses.input_xy), refined_xy=to_image(poses.refined_xy))
@@ -99,9 +113,15 @@ class Validator:
             "ap_refined": self._ap(poses.refined_xy, given),
         }
 
-    def run(self, variables) -> dict[str, dict[str, int | float]]:
-        """The scores of each kind of input."""
-        return {kind: self.score(self.poses(kind, variables)) for kind in self.kinds}
+    def run(self, variables, stop: Callable[[], bool] = lambda: False) -> dict[str, dict[str, int | float]] | None:
+        """The scores of each kind of input; None if `stop` says so in between."""
+        scores = {}
+        for kind in self.kinds:
+            poses = self.poses(kind, variables, stop)
+            if poses is None:
+                return None
+            scores[kind] = self.score(poses)
+        return scores
 
     def _ap(self, image_xy, given) -> float:
         rows = [

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from posefix_jax import geometry
-from posefix_jax.augment import AugmentConfig, random_crop_affine, warp
+from posefix_jax.augment import AugmentConfig, random_crop_affine, random_erase, warp
 from posefix_jax.types import PosefixError
 
 
@@ -50,6 +50,16 @@ def test_ranges():
     assert np.abs(angle).max() <= 80.01
     assert abs((np.abs(angle) < 1e-3).mean() - 0.4) < 0.03
     assert abs(np.asarray(mirror).mean() - 0.5) < 0.03
+
+
+def test_erased_rectangles():
+    """The asked share of the crops loses something, never more than three of the largest rectangles; the rest stays."""
+    crop = jnp.full((64, 48, 3), 300.0)  # no colour of a rectangle
+    keys = jax.random.split(jax.random.key(0), 500)
+    lost = np.asarray(jax.vmap(lambda key: (random_erase(key, crop, 0.4) != crop).all(-1))(keys)).mean((1, 2))
+    assert abs((lost > 0).mean() - 0.4) < 0.07
+    assert lost[lost > 0].min() > 0.005 and 0.1 < lost.max() < 3 * 0.37**2
+    assert random_erase(keys[0], crop, 0.0) is crop
 
 
 def test_refuses_more_than_patches_hold():

@@ -46,7 +46,7 @@ def test_prepared_people_are_the_annotated_ones(people, prepared):
     assert manifest.people == len(source) == len(truth.people) == 6 and len(manifest.shards) == 2
     detected = 0
     for index in range(len(source)):
-        _, record = source[index]
+        record = source[index]
         person = next(p for p in truth.people if p.annotation_id == record.annotation_id)
         scale, x, y = record.patch_to_image
         back = record.joints[:, :2] * scale + (x, y)
@@ -77,7 +77,7 @@ def test_patch_holds_every_augmented_crop(crop_hw):
 def test_patch_shows_the_photograph_where_it_says(people, prepared):
     """A patch pixel is the photograph's at the mapped place, black outside."""
     truth = read_annotations(people[0])
-    _, record = People([prepared])[0]
+    record = People([prepared])[0]
     image = read_image(people[1] / truth.file_names[record.image_id]).astype(float)
     patch = decode_jpeg(record.jpeg).astype(float)
     scale, x, y = record.patch_to_image
@@ -109,7 +109,7 @@ def test_holdout_divides_photographs(tmp_path):
     manifests = prepare(PrepareOptions(annotations=truth, images=images, out=tmp_path / "out", patch=96, holdout=0.4))
     assert sum(m.people for m in manifests) == 24
     ids = [
-        {People([tmp_path / name])[i][1].image_id for i in range(m.people)}
+        {People([tmp_path / name])[i].image_id for i in range(m.people)}
         for name, m in zip(("out", "out-holdout"), manifests, strict=True)
     ]
     assert ids[0] and ids[1] and not ids[0] & ids[1]
@@ -137,21 +137,22 @@ def test_every_epoch_sees_everybody_once_on_any_number_of_processes(prepared):
     assert flat[:6] != flat[6:12]
 
 
-def test_position_is_restored(prepared):
+def test_starts_at_any_batch(prepared):
     people = People([prepared])
-    batches = training_batches(people, batch_size=4, seed=0, threads=2)
-    for _ in range(3):
-        next(batches)
-    state = json.loads(json.dumps(batches.get_state()))
-    expected = [next(batches)["sample"].tolist() for _ in range(3)]
-    again = training_batches(people, batch_size=4, seed=0, threads=2)
-    again.set_state(state)
-    assert [next(again)["sample"].tolist() for _ in range(3)] == expected
+    options = dict(batch_size=4, seed=0, threads=2)
+    from_start = training_batches(people, **options)
+    expected = [next(from_start)["sample"].tolist() for _ in range(6)]
+    for process in range(2):
+        later = training_batches(people, **options, start=3, process=process, processes=2)
+        part = slice(2 * process, 2 * process + 2)
+        assert [next(later)["sample"].tolist() for _ in range(3)] == [batch[part] for batch in expected[3:]]
 
 
 def test_zoom_keeps_joints_on_their_pixels(prepared):
-    index, record = People([prepared])[0]
-    arrays = to_arrays(index, record, epoch=0, patch=2 * record.side)
+    people = People([prepared])
+    record = people[0]
+    people.patch = 2 * record.side
+    arrays = to_arrays(people, 0, sample=0, epoch=0)
     assert arrays["patch"].shape == (2 * record.side,) * 2 + (3,)
     labelled = record.joints[:, 2] > 0
     np.testing.assert_allclose(arrays["patch_xy"][labelled], record.joints[labelled, :2] * 2 + 0.5, atol=1e-4)

@@ -225,6 +225,7 @@ def test_training_step(network, golden):
         variables["batch_stats"],
         optimizer.init(variables["params"]),
         None,
+        jnp.zeros((), jnp.int32),
     )
     after, metrics = jax.jit(make_update_step(spec=spec, optimizer=optimizer))(state, poses)
     np.testing.assert_allclose(metrics["heatmap"], recorded["loss_heatmap"], rtol=1e-5)

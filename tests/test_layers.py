@@ -15,9 +15,9 @@ LAYERS = {
     **dict.fromkeys(["losses", "models", "data", "evaluation", "report"], 3),
     **dict.fromkeys(["step"], 4),
     **dict.fromkeys(["config", "checkpoints", "weights"], 5),
-    **dict.fromkeys(["validate", "prepare", "refiner", "evaluate", "import_weights"], 6),
-    **dict.fromkeys(["train", "ship", "refine", "export"], 7),
-    **dict.fromkeys(["demo"], 8),
+    **dict.fromkeys(["feed", "validate", "prepare", "refiner", "evaluate", "import_weights"], 6),
+    **dict.fromkeys(["monitor", "ship", "refine", "export"], 7),
+    **dict.fromkeys(["train", "demo"], 8),
     **dict.fromkeys(["cli", "__init__"], 9),
 }
 ONLY_IMPORTER = {"tyro": {"cli"}, "flax": {"models"}, "orbax": {"checkpoints"}, "grain": {"data"}}

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posefix_jax import train as train_module
 from posefix_jax.augment import AugmentConfig
 from posefix_jax.checkpoints import abstract_variables, load_refiner, save_refiner
 from posefix_jax.config import Config, DataConfig, load_preset
 from posefix_jax.data.pipeline import People, training_batches
+from posefix_jax.feed import Feed
 from posefix_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
-from posefix_jax.sharding import data_mesh, place_batch, replicated, split
+from posefix_jax.sharding import data_mesh, replicated, split
 from posefix_jax.step import Batch, InputConfig, make_eval_step, make_train_step, make_training_pose, sample_keys
 from posefix_jax.synthesis import PAPER
 from posefix_jax.train import initial_state, spec_of, train
@@ -67,18 +67,18 @@ def test_interrupted_and_resumed_is_as_uninterrupted(config, whole, monkeypatch)
     That two runs of one seed are the same follows.
     """
     broken = dataclasses.replace(config, out=config.out + "-broken")
-    placed = []
+    asked, next_batch = [], Feed.__next__
 
-    def interrupting(mesh, batch):
-        placed.append(1)
-        if len(placed) == 3:
+    def interrupting(feed):
+        asked.append(1)
+        if len(asked) == 3:
             signal.raise_signal(signal.SIGTERM)
-        return place_batch(mesh, batch)
+        return next_batch(feed)
 
-    monkeypatch.setattr(train_module, "place_batch", interrupting)
+    monkeypatch.setattr(Feed, "__next__", interrupting)
     stopped, complete = train(broken)
     assert int(stopped.step) == 3 and not complete
-    monkeypatch.setattr(train_module, "place_batch", place_batch)
+    monkeypatch.undo()
     resumed, complete = train(broken)
     assert complete
     assert_equal(jax.device_get(resumed), whole)

@@ -1,6 +1,9 @@
 """Person records to batches, by Grain. Deterministic given the position; all randomness is the device's."""
 
+import functools
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,51 +16,128 @@ from posefix_jax.types import PosefixError
 
 
 class People:
-    """The people of one or more prepared folders, as one random-access source of numbered records."""
+    """The people of one or more prepared folders, as one random-access source of numbered records.
 
-    def __init__(self, folders: Sequence[str | Path]):
+    Joints are those of the first folder; people of the others give theirs by name, and lack what is not theirs.
+
+    Attributes:
+      repeats: how often each folder's people come in an epoch; 0.5 is every other one, in turn over the epochs.
+      places: people an epoch.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], repeats: Sequence[float] = ()):
         if not folders:
             raise PosefixError("no prepared folder given; run `posefix prepare` and name its output")
+        if repeats and (len(repeats) != len(folders) or min(repeats) <= 0):
+            raise PosefixError(
+                f"data.repeats needs one positive number a folder, found {list(repeats)} for {len(folders)} folders"
+            )
         self.folders = [Path(folder) for folder in folders]
         self.manifests = [Manifest.read(folder) for folder in self.folders]
         self.skeleton = self.manifests[0].skeleton
-        for folder, manifest in zip(self.folders, self.manifests, strict=True):
-            if manifest.skeleton.joints != self.skeleton.joints:
-                raise PosefixError(
-                    f"{folder}: its skeleton is {manifest.skeleton.name}, that of {self.folders[0]} is "
-                    f"{self.skeleton.name}; expected the same joints"
-                )
-            for shard in manifest.shards:
-                if not (folder / shard).is_file():
-                    raise PosefixError(f"{folder / shard}: missing, but its manifest names it; prepare again")
+        self.repeats = tuple(repeats) or (1.0,) * len(self.folders)
+        self._joints = [self._joints_in(folder, m) for folder, m in zip(self.folders, self.manifests, strict=True)]
         self.patch = max(manifest.patch for manifest in self.manifests)
-        self._records = grain.sources.ArrayRecordDataSource(
-            [str(folder / shard) for folder, m in zip(self.folders, self.manifests, strict=True) for shard in m.shards]
-        )
-        expected = sum(manifest.people for manifest in self.manifests)
-        if len(self._records) != expected:
+        self._shards, self._records, self._folder_of = [], [], []
+        for number, (folder, manifest) in enumerate(zip(self.folders, self.manifests, strict=True)):
+            shards = [_open(folder / shard) for shard in manifest.shards]
+            if sum(map(len, shards)) != manifest.people:
+                raise PosefixError(
+                    f"{folder}: its manifest promises {manifest.people} people, the shards hold "
+                    f"{sum(map(len, shards))}; prepare again"
+                )
+            self._shards += [folder / shard for shard in manifest.shards]
+            self._records += shards
+            self._folder_of += [number] * len(shards)
+        self._ends = np.cumsum([len(shard) for shard in self._records])
+        counts = np.array([manifest.people for manifest in self.manifests])
+        self._starts = np.cumsum(counts) - counts
+        self._places = np.maximum(np.round(counts * np.array(self.repeats)), 1).astype(int)
+        self.places = int(self._places.sum())
+
+    def _joints_in(self, folder: Path, manifest: Manifest) -> np.ndarray | None:
+        """[K] where each of our joints is in the folder's records, or -1; None if all are where ours are."""
+        theirs = manifest.skeleton.joints
+        if theirs == self.skeleton.joints:
+            return None
+        index = np.array([theirs.index(joint) if joint in theirs else -1 for joint in self.skeleton.joints])
+        if (index < 0).all():
             raise PosefixError(
-                f"{', '.join(map(str, self.folders))}: manifests promise {expected} people, the shards hold "
-                f"{len(self._records)}; prepare again"
+                f"{folder}: its joints ({', '.join(theirs[:4])}, ...) share no name with those of {self.folders[0]} "
+                f"({', '.join(self.skeleton.joints[:4])}, ...)"
             )
+        return index
 
     def __len__(self) -> int:
-        return len(self._records)
+        return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> tuple[int, Record]:
-        return int(index), Record.decode(self._records[int(index)])
+    def name(self, index: int) -> str:
+        """Shard and number of a record, for messages."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return f"{self._shards[shard]}: record {index - self._ends[shard] + len(self._records[shard])}"
+
+    def __getitem__(self, index: int) -> Record:
+        """Raises PosefixError, naming shard and record, for one that cannot be read."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        within = int(index - self._ends[shard] + len(self._records[shard]))
+        try:
+            record = Record.decode(self._records[shard][within])
+        except (RuntimeError, ValueError) as error:
+            raise PosefixError(f"{self.name(index)} cannot be read ({error}); prepare again") from error
+        joints = self._joints[self._folder_of[shard]]
+        return record if joints is None else _by_name(record, joints)
+
+    def index_at(self, place: int | np.ndarray, epoch: int | np.ndarray):
+        """Which record comes at a place (0 .. `places`) of an epoch; integers, or arrays of them."""
+        ends = np.cumsum(self._places)
+        folder = np.searchsorted(ends, place, side="right")
+        within = place - ends[folder] + self._places[folder]
+        counts = np.array([manifest.people for manifest in self.manifests])[folder]
+        return self._starts[folder] + (within + epoch * self._places[folder]) % counts
 
     @property
-    def num_labelled(self) -> np.ndarray:
-        """[K] people who have each joint labelled."""
-        return np.sum([manifest.labelled for manifest in self.manifests], axis=0)
+    def share_labelled(self) -> np.ndarray:
+        """[K] share of an epoch's people who have each joint labelled."""
+        labelled = np.zeros(self.skeleton.num_joints)
+        for manifest, joints, places in zip(self.manifests, self._joints, self._places, strict=True):
+            share = np.append(np.array(manifest.labelled) / manifest.people, 0.0)
+            labelled += places * (share[:-1] if joints is None else share[joints])
+        return labelled / self.places
 
 
-def to_arrays(index: int, record: Record, *, epoch: int, patch: int) -> dict[str, np.ndarray]:
+def _open(shard: Path) -> "grain.sources.ArrayRecordDataSource":
+    if not shard.is_file():
+        raise PosefixError(f"{shard}: missing, but its manifest names it; prepare again")
+    try:
+        source = grain.sources.ArrayRecordDataSource([str(shard)])
+        len(source)
+    except RuntimeError as error:
+        raise PosefixError(f"{shard}: truncated or no ArrayRecord file ({error}); prepare again") from error
+    return source
+
+
+def _by_name(record: Record, joints: np.ndarray) -> Record:
+    """The record with the joints of another skeleton; those it lacks are unlabelled."""
+
+    def pick(values):
+        padded = np.concatenate([values, np.zeros_like(values[..., :1, :])], axis=-2)
+        return padded[..., joints, :]
+
+    return replace(record, joints=pick(record.joints), others=pick(record.others), detected=pick(record.detected))
+
+
+@functools.lru_cache(maxsize=None)
+def _warn(line: str) -> None:
+    print(f"posefix: {line}", file=sys.stderr, flush=True)
+
+
+def to_arrays(people: People, index: int, *, sample: int, epoch: int) -> dict[str, np.ndarray]:
     """One element of a batch; see `step.Batch` for the fields. A patch that does not decode has weight 0."""
+    record, patch = people[index], people.patch
     try:
         image = decode_jpeg(record.jpeg) if record.jpeg else None
-    except UnreadableImage:
+    except UnreadableImage as error:
+        _warn(f"{people.name(index)}: its picture does not decode ({error}); it has no weight")
         image = None
     weight = np.float32(image is not None)
     zoom = patch / record.side
@@ -91,40 +171,65 @@ def to_arrays(index: int, record: Record, *, epoch: int, patch: int) -> dict[str
         "box": ((np.asarray(record.box, np.float32) + half) * np.float32(zoom) - half),
         "area": np.float32(record.area * zoom**2),
         "weight": weight,
-        "sample": np.int32(index),
+        "sample": np.int32(sample),
         "epoch": np.int32(epoch),
     }
 
 
+def training_order(people: People, seed: int) -> "grain.MapDataset":
+    """The places (0 .. `people.places`) in the order of training: endless, each epoch in an order of its own."""
+    return grain.MapDataset.range(people.places).seed(seed).shuffle().repeat(1 << 30)
+
+
 def training_batches(
-    people: People, *, batch_size: int, seed: int, threads: int, process: int = 0, processes: int = 1
-) -> "grain.DatasetIterator":
-    """This process's share of the endless sequence of global batches; its iterator can save and set its position.
+    people: People,
+    *,
+    batch_size: int,
+    seed: int,
+    threads: int,
+    workers: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    start: int = 0,
+) -> Iterator[dict]:
+    """This process's share of the endless sequence of global batches, from batch `start` on.
 
     Epochs follow one another without a gap, each in an order of its own; a batch may straddle two. The global
     order does not depend on the number of processes: local batch i of process p is part p of global batch i.
+
+    Args:
+      threads: that read and decode, in each worker.
+      workers: processes that do so; 0 for threads of this one alone.
     """
     if batch_size % processes:
         raise PosefixError(f"a batch of {batch_size} cannot be split over {processes} processes")
-    count = len(people)
-    positions = grain.MapDataset.source(people).seed(seed).shuffle().repeat(1 << 30)
 
-    def with_epoch(position, element):
-        index, record = element
-        return to_arrays(index, record, epoch=position // count, patch=people.patch)
+    def arrays(position, place):
+        epoch = position // people.places
+        return to_arrays(people, int(people.index_at(place, epoch)), sample=place, epoch=epoch)
 
-    local = positions.map_with_index(with_epoch).batch(batch_size // processes)[process::processes]
+    order = training_order(people, seed).map_with_index(arrays)
+    local = order.batch(batch_size // processes)[start * processes + process :: processes]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 4))
-    return iter(local.to_iter_dataset(options))
+    batches = local.to_iter_dataset(options)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(batches)
 
 
-def evaluation_batches(people: People, *, batch_size: int) -> Iterator[dict]:
-    """Everybody once, in order; the last batch is filled up with records of weight 0."""
-    count = len(people)
-    for start in range(0, count, batch_size):
-        rows = [
-            to_arrays(*people[i], epoch=0, patch=people.patch) for i in range(start, min(start + batch_size, count))
-        ]
-        filler = {key: np.zeros_like(value) for key, value in rows[0].items()}
-        rows += [filler] * (batch_size - len(rows))
+def evaluation_batches(people: People, *, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[dict]:
+    """Everybody once, in order; the last batch is filled up with records of weight 0.
+
+    As in training, local batch i of process p is part p of global batch i.
+    """
+    share = batch_size // processes
+    for start in range(process * share, _up(len(people), batch_size), batch_size):
+        indices = range(start, min(start + share, len(people)))
+        rows = [to_arrays(people, i, sample=i, epoch=0) for i in indices]
+        example = rows[0] if rows else to_arrays(people, 0, sample=0, epoch=0)
+        rows += [{key: np.zeros_like(value) for key, value in example.items()}] * (share - len(rows))
         yield {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
