@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from posefix_jax.checkpoints import save_refiner
@@ -58,9 +59,8 @@ def import_weights(options: TfReleaseOptions | BackboneOptions) -> str:
     prefix = options.weights.with_suffix("") if options.weights.suffix == ".index" else options.weights
     variables, spec = import_tf_release(prefix, options.backbone, (int(size[1]), int(size[2])), skeleton)
     save_refiner(options.out, variables, spec)
-    total = sum(np.size(leaf) for leaf in _leaves(variables["params"]))
-    return f"{options.out}: {options.backbone} {options.input} for {skeleton.name}, {total / 1e6:.1f} M weights; refine with --checkpoint {options.out}"
-
-
-def _leaves(tree):
-    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]
+    total = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+    return (
+        f"{options.out}: {options.backbone} {options.input} for {skeleton.name}, {total / 1e6:.1f} M weights; refine "
+        f"with --checkpoint {options.out}"
+    )

@@ -94,9 +94,7 @@ class Refiner:
         """
         variables, spec = load_refiner(Path(checkpoint) if checkpoint is not None else shipped_path())
         weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables)))
-        given = {"keep_margin": keep_margin, "min_ks": min_ks}
-        given = {key: value for key, value in given.items() if value is not None}
-        spec = replace(spec, decode=replace(spec.decode, **given))
+        spec = replace(spec, decode=spec.decode.given(keep_margin=keep_margin, min_ks=min_ks))
         return cls(
             spec.network().apply, variables, spec, flip=flip, batch_size=batch_size, identity=weights.hexdigest()
         )

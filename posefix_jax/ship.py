@@ -45,13 +45,11 @@ def ship(options: ShipOptions) -> str:
     if options.out.exists():
         raise PosefixError(f"{options.out}: exists; remove it or write elsewhere")
     variables, spec = load_refiner(options.checkpoint)
-    if options.min_ks is not None:
-        spec = replace(spec, decode=replace(spec.decode, min_ks=options.min_ks))
+    spec = replace(spec, decode=spec.decode.given(min_ks=options.min_ks))
     if options.tune:
         spec = replace(spec, decode=tune(variables, spec, options.tune))
-    given = {"keep_margin": options.keep_margin, "temperature": options.temperature}
-    given = {key: value for key, value in given.items() if value is not None}
-    spec = replace(spec, decode=replace(spec.decode, **given))
+    given = spec.decode.given(keep_margin=options.keep_margin, temperature=options.temperature)
+    spec = replace(spec, decode=given)
     save_refiner(options.out, variables, spec, dtype=np.float16)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     return f"{options.out}: {size / 1e6:.1f} MB, {spec.decode}"

@@ -185,7 +185,8 @@ def initial_state(config: Config, spec: RefinerSpec, optimizer, mesh) -> TrainSt
             jnp.zeros((), jnp.int32),
         )
 
-    state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+    # This kind of key compiles in a third of the time, and these draws need not be the same on every backend.
+    state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed, impl="rbg"))
     if not config.init:
         return state
     wanted = {"params": state.params, "batch_stats": state.batch_stats}

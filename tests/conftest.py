@@ -21,13 +21,18 @@ from posefix_jax.models import STRIDE, ModelConfig, RefinerSpec
 from posefix_jax.skeleton import COCO
 
 # One compile a program for the whole session, however many runs a test makes of it.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="posefix-test-cache-"))
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="posefix-test-cache-"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+}
+"""For the environment of processes that tests start."""
+jax.config.update("jax_compilation_cache_dir", COMPILED["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden_path():
     """The path of a file of recorded outputs of the released code; skips where they are not at hand."""
 
@@ -40,7 +45,7 @@ def golden_path():
     return find
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden(golden_path):
     """Loads such a file."""
     return lambda name: np.load(golden_path(name))

@@ -1,3 +1,5 @@
+import functools
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,20 @@ def test_erased_rectangles():
     assert abs((lost > 0).mean() - 0.4) < 0.07
     assert lost[lost > 0].min() > 0.005 and 0.1 < lost.max() < 3 * 0.37**2
     assert random_erase(keys[0], crop, 0.0) is crop
+
+
+def test_later_epochs_vary_half_as_much():
+    config = AugmentConfig(full_epochs=3)
+    box = jnp.asarray([0.0, 0.0, 96.0, 128.0])
+    keys = jax.random.split(jax.random.key(0), 500)
+    spread = []
+    for strength in (config.strength(jnp.int32(2)), config.strength(jnp.int32(3))):
+        draw = functools.partial(random_crop_affine, box=box, config=config, crop_hw=(128, 96), strength=strength)
+        affine, scale, _ = jax.vmap(draw)(keys)
+        turned = np.abs(np.arcsin(affine[:, 1, 0] / np.sqrt(scale)))
+        spread.append((np.ptp(1 / np.sqrt(scale)), turned.mean()))
+    np.testing.assert_allclose(spread[0], 2 * np.array(spread[1]), rtol=1e-2)
+    assert float(AugmentConfig().strength(jnp.int32(100))) == 1
 
 
 def test_refuses_more_than_patches_hold():

@@ -1,7 +1,10 @@
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from conftest import detections_of, make_people
 
 from posefix_jax import geometry
@@ -241,3 +244,88 @@ def test_prepare_that_fails_leaves_the_old_folder(tmp_path, people, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         prepare(options)
     assert len(People([tmp_path / "out"])) == 6
+
+
+def test_folders_mix_by_joint_name_as_often_as_asked(prepared, tmp_path):
+    """The second folder has twelve joints in an order of its own; it comes every other epoch."""
+    manifest = Manifest.read(prepared)
+    joints = manifest.skeleton.joints
+    few = [joints.index(name) for name in reversed(joints) if name not in ("nose", "left_eye", "left_ear")]
+    other = tmp_path / "few"
+    other.mkdir()
+    skeleton = replace(
+        manifest.skeleton, name="few", joints=tuple(joints[j] for j in few), flip_pairs=(), limbs=(),
+        sigmas=(0.1,) * len(few), groups=("other",) * len(few),
+    )  # fmt: skip
+    source = People([prepared])
+    writer = ArrayRecordWriter(str(other / "people.array_record"), "group_size:1")
+    for i in range(len(source)):
+        record = source[i]
+        pick = {name: getattr(record, name)[..., few, :] for name in ("joints", "others", "detected")}
+        writer.write(replace(record, **pick).encode())
+    writer.close()
+    labelled = tuple(manifest.labelled[j] for j in few)
+    replace(manifest, skeleton=skeleton, shards=("people.array_record",), labelled=labelled).write(other)
+
+    people = People([prepared, other], (2.0, 0.5))
+    assert people.places == 12 + 3 and len(people) == 12 and people.skeleton.joints == joints
+    a, b = people[2], people[6 + 2]
+    shared = np.isin(np.arange(17), few)
+    np.testing.assert_array_equal(b.joints[shared], a.joints[shared])
+    assert not b.joints[~shared].any() and b.others.shape == a.others.shape and b.detected.shape == a.detected.shape
+    nose = joints.index("nose")
+    np.testing.assert_allclose(people.share_labelled[nose], manifest.labelled[nose] / 6 * 12 / 15)
+    drawn = [people.index_at(np.arange(15), epoch) for epoch in range(2)]
+    assert all(np.bincount(indices[:12], minlength=6)[:6].tolist() == [2] * 6 for indices in drawn)
+    assert sorted([*drawn[0][12:], *drawn[1][12:]]) == list(range(6, 12))
+
+
+def spoilt(prepared, folder, how):
+    shutil.copytree(prepared, folder)
+    shard = sorted(folder.glob("*.array_record"))[1]
+    shard.write_bytes(how(shard.read_bytes()))
+    return shard
+
+
+def test_a_truncated_shard_is_named(prepared, tmp_path):
+    shard = spoilt(prepared, tmp_path / "cut", lambda data: data[: len(data) // 2])
+    with pytest.raises(PosefixError, match=f"{shard.name}: truncated"):
+        People([tmp_path / "cut"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_is_named(prepared, tmp_path, workers):
+    """Also when a worker process meets it."""
+    shard = spoilt(prepared, tmp_path / "hurt", lambda data: data[:3000] + bytes(60) + data[3060:])
+    people = People([tmp_path / "hurt"])
+    options = dict(batch_size=6, seed=0, threads=1, workers=workers)
+    with pytest.raises((PosefixError, RuntimeError), match=f"{shard.name}: record [01] cannot be read"):
+        next(training_batches(people, **options))
+
+
+def test_a_picture_that_does_not_decode_has_no_weight_and_is_named(prepared, tmp_path, capfd):
+    source = People([prepared])
+    shutil.copytree(prepared, tmp_path / "torn")
+    writer = ArrayRecordWriter(str(tmp_path / "torn" / "people.array_record"), "group_size:1")
+    for i in range(6):
+        writer.write(replace(source[i], jpeg=b"no jpeg" if i == 4 else source[i].jpeg).encode())
+    writer.close()
+    replace(source.manifests[0], shards=("people.array_record",)).write(tmp_path / "torn")
+    people = People([tmp_path / "torn"])
+    for _ in range(2):
+        batch = next(evaluation_batches(people, batch_size=6))
+    assert batch["weight"].tolist() == [1, 1, 1, 1, 0, 1]
+    assert capfd.readouterr().err.count("people.array_record: record 4: its picture does not decode") == 1
+
+
+def test_a_worker_that_dies_is_an_error(prepared):
+    """Not a hang."""
+    from multiprocessing import active_children
+
+    batches = training_batches(People([prepared]), batch_size=2, seed=0, threads=1, workers=1)
+    next(batches)
+    (worker,) = active_children()
+    worker.kill()
+    with pytest.raises(RuntimeError):
+        for _ in range(100):
+            next(batches)

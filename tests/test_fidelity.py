@@ -267,12 +267,9 @@ DRAWS = 20000
 
 
 @pytest.fixture(scope="module", params=SYNTHESIS)
-def sampled(request):
+def sampled(request, golden):
     """A recorded case, and as many draws of ours."""
-    path = Path(__file__).parents[2] / "shared" / "golden" / "synthesis.npz"
-    if not path.is_file():
-        pytest.skip(f"recorded outputs of the released code are not here ({path})")
-    recorded = np.load(path)
+    recorded = golden("synthesis.npz")
     case = {key.partition("/")[2]: recorded[key] for key in recorded.files if key.startswith(request.param + "/")}
     skeleton = POSETRACK if request.param.startswith("f_") else COCO
     sigmas = tuple(float(sigma) or 0.01 for sigma in case["kps_sigmas"])  # 0 where never annotated

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from posefix_jax.data.images import UnreadableImage, decode_jpeg
 from posefix_jax.data.records import MAX_DETECTED, MAX_OTHERS, Manifest, Record
@@ -126,7 +127,7 @@ def _by_name(record: Record, joints: np.ndarray) -> Record:
     return replace(record, joints=pick(record.joints), others=pick(record.others), detected=pick(record.detected))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn(line: str) -> None:
     print(f"posefix: {line}", file=sys.stderr, flush=True)
 
@@ -181,6 +182,11 @@ def training_order(people: People, seed: int) -> "grain.MapDataset":
     return grain.MapDataset.range(people.places).seed(seed).shuffle().repeat(1 << 30)
 
 
+def _arrays_at(people: People, position: int, place: int) -> dict[str, np.ndarray]:
+    epoch = position // people.places
+    return to_arrays(people, int(people.index_at(place, epoch)), sample=place, epoch=epoch)
+
+
 def training_batches(
     people: People,
     *,
@@ -204,15 +210,13 @@ def training_batches(
     if batch_size % processes:
         raise PosefixError(f"a batch of {batch_size} cannot be split over {processes} processes")
 
-    def arrays(position, place):
-        epoch = position // people.places
-        return to_arrays(people, int(people.index_at(place, epoch)), sample=place, epoch=epoch)
-
-    order = training_order(people, seed).map_with_index(arrays)
+    order = training_order(people, seed).map_with_index(functools.partial(_arrays_at, people))
     local = order.batch(batch_size // processes)[start * processes + process :: processes]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 4))
     batches = local.to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain asks them for options of its own
+            flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(batches)
 

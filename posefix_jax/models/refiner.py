@@ -1,7 +1,7 @@
 """The refiner network: an image crop and a coarse pose in, a heatmap a joint out. Paper, section 5."""
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import flax.linen as nn
@@ -150,6 +150,10 @@ class DecodeConfig:
                 "decode needs temperature > 0, keep_margin and min_ks in 0..1, found "
                 f"{self.temperature}, {self.keep_margin}, {self.min_ks}"
             )
+
+    def given(self, **fields: float | None) -> "DecodeConfig":
+        """With those fields replaced that are not None."""
+        return replace(self, **{name: value for name, value in fields.items() if value is not None})
 
 
 @dataclass(frozen=True)
