@@ -160,7 +160,7 @@ def reduced_bytes(hlo: str) -> int:
     sizes = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "f64": 8}
     total = 0
     pattern = r"= (\(?[^=]*?\)?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-    for match in re.finditer(pattern, hlo):
+    for match in re.finditer(pattern, re.sub(r"/\*.*?\*/", "", hlo)):
         for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match.group(1)):
             total += sizes[kind] * int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64))
     return total

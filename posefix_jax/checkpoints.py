@@ -32,7 +32,9 @@ class Checkpointer:
     """Saves and restores the training of one run."""
 
     def __init__(self, run: Path, *, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 from posefix_jax import geometry
 from posefix_jax.data.coco import joints_of, read_file_names, read_results, write_json
 from posefix_jax.data.images import UnreadableImage, find_images, ordered_map, read_image, warp_affine
+from posefix_jax.evaluation.oks import oks_nms
 from posefix_jax.refiner import Crop, Outcome, Refiner
 from posefix_jax.report.pictures import GREEN, RED, draw_pose, side_by_side, write_picture
 from posefix_jax.report.progress import Progress
@@ -46,6 +47,9 @@ class RefineOptions:
     """joints with a score up to this count as left out"""
     rescore: bool = False
     """multiply the score of a refined row by the mean expected KS of its joints, which ranks good poses first"""
+    oks_nms: float = 0.0
+    """leave out refined rows whose OKS with a better-scored one of their photograph is above this (released code: 0.9);
+    0 keeps every row"""
     category: int = 1
     """rows of other categories pass through"""
     exif: bool = False
@@ -65,6 +69,8 @@ class RefineOptions:
                 "--batch-size and --threads must be positive and --pictures not negative, found "
                 f"{self.batch_size}, {self.threads}, {self.pictures}"
             )
+        if not 0 <= self.oks_nms <= 1:
+            raise PosefixError(f"--oks-nms must lie in 0..1, found {self.oks_nms}")
 
 
 def refine(options: RefineOptions) -> dict:
@@ -106,7 +112,7 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
 
     with _Journal(options, refiner.identity) as journal:
         _refine_missing(refiner, options, rows, poses, files, journal)
-        output, report = _write_outcome(options, rows, journal)
+        output, report = _write_outcome(options, rows, journal, skeleton)
         if options.pictures:
             _write_pictures(options, skeleton, rows, output, files)
     return report
@@ -181,8 +187,8 @@ def _refine_missing(refiner: Refiner, options: RefineOptions, rows, poses, files
         progress.update(len(rows))
 
 
-def _write_outcome(options: RefineOptions, rows: list[dict], journal: "_Journal") -> tuple[list, dict]:
-    """The output rows and the report, each written whole."""
+def _write_outcome(options: RefineOptions, rows: list[dict], journal: "_Journal", skeleton) -> tuple[list, dict]:
+    """The output rows, one an input row, and the report; the rows that stay and the report are each written whole."""
     reasons = journal.reasons
     output, moved = [], 0
     for index, row in enumerate(rows):
@@ -193,16 +199,34 @@ def _write_outcome(options: RefineOptions, rows: list[dict], journal: "_Journal"
             if options.rescore:
                 row["score"] = round(float(row.get("score", 1.0)) * journal.quality[index], 6)
         output.append(row)
+    doubles = _doubles(output, journal.refined, options.oks_nms, skeleton) if options.oks_nms else []
     report = {
         "detections": str(options.detections),
         "rows": len(rows),
         "refined": len(journal.refined),
         "joints_moved": moved,
         "passed_through": [{"row": i, "image_id": rows[i]["image_id"], "reason": reasons[i]} for i in sorted(reasons)],
+        "left_out": [{"row": i, "image_id": rows[i]["image_id"], "reason": "OKS-NMS"} for i in doubles],
     }
-    write_json(options.out, output)
+    gone = set(doubles)
+    write_json(options.out, [row for i, row in enumerate(output) if i not in gone])
     write_json(options.out.with_name(options.out.name + ".report.json"), report)
     return output, report
+
+
+def _doubles(output: list[dict], refined, threshold: float, skeleton) -> list[int]:
+    """Refined rows that OKS-NMS leaves out, each photograph by itself; the area of a pose is that of its joints."""
+    by_image = defaultdict(list)
+    for index in refined:
+        by_image[output[index]["image_id"]].append(index)
+    doubles = []
+    for indices in by_image.values():
+        joints = np.stack([joints_of(output[i], skeleton.num_joints, "") for i in indices])
+        areas = [np.prod(geometry.joint_extent(pose[:, :2], pose[:, 2] > 0)[2:]) for pose in joints]
+        areas = geometry.PERSON_FILL * np.maximum(areas, 1.0)
+        kept = oks_nms(joints[..., :2], [output[i].get("score", 1.0) for i in indices], areas, threshold, skeleton)
+        doubles += [i for place, i in enumerate(indices) if place not in kept]
+    return sorted(doubles)
 
 
 def summary_of(report: dict, out: Path) -> str:
@@ -210,6 +234,8 @@ def summary_of(report: dict, out: Path) -> str:
     moved = f"{report['joints_moved']} joints moved or filled in"
     lines = [f"{report['refined']} of {report['rows']} poses refined, {moved}: {out}"]
     reasons = Counter(entry["reason"] for entry in report["passed_through"])
+    if report["left_out"]:
+        lines.append(f"{len(report['left_out'])} left out by OKS-NMS")
     lines += [f"{count} passed through unchanged: {reason}" for reason, count in reasons.most_common()]
     return "\n".join(lines)
 

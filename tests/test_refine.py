@@ -97,6 +97,19 @@ def test_rescoring_ranks_what_the_refiner_expects_to_be_better(identity, job):
     assert all(0 < ratio < 1 for ratio in ratios) and len(set(ratios)) == len(ratios)
 
 
+def test_oks_nms_leaves_out_the_worse_of_two_that_are_one(identity, job):
+    """Only within a photograph, only refined rows, best score first; the others keep their order; the report tells."""
+    rows = rows_of(job.detections)
+    double = {**rows[0], "score": rows[0]["score"] / 2}
+    elsewhere = {**rows[0], "image_id": rows[-1]["image_id"]}
+    other_kind = {**rows[0], "category_id": 2}
+    job.detections.write_text(json.dumps([double, *rows, elsewhere, other_kind]))
+    report = refine_rows(identity, change(job, oks_nms=0.9))
+    assert [(entry["row"], entry["reason"]) for entry in report["left_out"]] == [(0, "OKS-NMS")]
+    after = rows_of(job.out)
+    assert [row["track"] for row in after] == [row["track"] for row in [*rows, elsewhere, other_kind]]
+
+
 def test_rows_that_cannot_be_refined_pass_through(identity, job):
     rows = rows_of(job.detections)
     rows[0]["category_id"] = 2
