@@ -5,7 +5,7 @@
 Each process gets `--processes.coordinator`, `.count` and `.index` appended. With `--devices` each has that many
 simulated CPU devices: the way to try a many-host run without many hosts, and what the tests use. Without it each
 process sees this machine's accelerators as they are. Ctrl-C and SIGTERM ask all of them to save and stop; when one
-fails, the others are stopped. Exits with the first code that is not 0.
+fails, the others are stopped. Exits with the code of the one that failed first.
 """
 
 import argparse
@@ -58,11 +58,12 @@ def main() -> int:
 
     signal.signal(signal.SIGINT, ask_to_stop)
     signal.signal(signal.SIGTERM, ask_to_stop)
-    failed_at = None
+    failed_at, first = None, 0
     while any(process.poll() is None for process in processes):
         time.sleep(0.1)
-        if failed_at is None and any(process.poll() not in (None, 0, 130) for process in processes):
-            failed_at = time.monotonic()
+        failed = [process.poll() for process in processes if process.poll() not in (None, 0, 130)]
+        if failed_at is None and failed:
+            failed_at, first = time.monotonic(), failed[0]
             ask_to_stop()
         if failed_at is not None and time.monotonic() - failed_at > GRACE:
             for process in processes:
@@ -71,7 +72,8 @@ def main() -> int:
     for index, code in enumerate(codes):
         if code not in (0, 130):
             print(f"process {index} of {options.n} ended with {code}", file=sys.stderr)
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+    code = first or next((code for code in codes if code), 0)
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def load_refiner(path: Path) -> tuple[dict, RefinerSpec]:
 
 
 def abstract_variables(spec: RefinerSpec) -> Any:
-    """Shapes of a refiner's variables, float32, on one device; nothing is computed."""
+    """Shapes of a refiner's variables, float32, on one device of this process; nothing is computed."""
     h, w = spec.model.crop_hw
     joints = spec.skeleton.num_joints
     inputs = (
@@ -134,5 +134,5 @@ def abstract_variables(spec: RefinerSpec) -> Any:
         jax.ShapeDtypeStruct((1, joints), bool),
     )
     shapes = jax.eval_shape(spec.network().init, jax.random.key(0), *inputs)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32, sharding=device), shapes)

@@ -119,6 +119,9 @@ def _on_devices(mesh: Mesh, people: People, threads: int) -> Batch:
     def arrays(index: int) -> dict:
         return to_arrays(people, min(index, len(people) - 1), sample=0, epoch=0)
 
+    local = {key: np.empty((share, *np.shape(value)), value.dtype) for key, value in arrays(first).items()}
     with ThreadPoolExecutor(threads) as pool:
-        rows = list(pool.map(arrays, range(first, first + share)))
-    return place_batch(mesh, Batch(**{key: np.stack([row[key] for row in rows]) for key in rows[0]}))
+        for i, row in enumerate(pool.map(arrays, range(first, first + share))):
+            for key, value in row.items():
+                local[key][i] = value
+    return place_batch(mesh, Batch(**local))

@@ -222,9 +222,11 @@ def _doubles(output: list[dict], refined, threshold: float, skeleton) -> list[in
     doubles = []
     for indices in by_image.values():
         joints = np.stack([joints_of(output[i], skeleton.num_joints, "") for i in indices])
-        areas = [np.prod(geometry.joint_extent(pose[:, :2], pose[:, 2] > 0)[2:]) for pose in joints]
-        areas = geometry.PERSON_FILL * np.maximum(areas, 1.0)
-        kept = oks_nms(joints[..., :2], [output[i].get("score", 1.0) for i in indices], areas, threshold, skeleton)
+        xy, present = joints[..., :2], joints[..., 2] > 0
+        extents = [geometry.joint_extent(*pose) for pose in zip(xy, present, strict=True)]
+        areas = geometry.PERSON_FILL * np.maximum([np.prod(extent[2:]) for extent in extents], 1.0)
+        scores = np.array([output[i].get("score", 1.0) for i in indices])
+        kept = set(oks_nms(xy, scores, areas, threshold, skeleton, present).tolist())
         doubles += [i for place, i in enumerate(indices) if place not in kept]
     return sorted(doubles)
 
@@ -310,7 +312,7 @@ class _Journal:
 def _fingerprint(options: RefineOptions, identity: str) -> str:
     """Equal for two jobs whose refined rows are the same: same input bytes, same refiner, same options that matter."""
     digest = hashlib.sha256(Path(options.detections).read_bytes())
-    skip = {"out", "detections", "checkpoint", "threads", "pictures", "strict"}
+    skip = {"out", "detections", "checkpoint", "threads", "pictures", "strict", "oks_nms", "rescore"}
     fields = {key: str(value) for key, value in vars(options).items() if key not in skip}
     digest.update(json.dumps({"refiner": identity, **fields}, sort_keys=True).encode())
     return digest.hexdigest()

@@ -47,7 +47,8 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
     """Joins the other processes of the run, before any other use of jax; nothing to do for a process alone.
 
     `folder` is the run's, which all processes share: each leaves a mark there until all have come, so that the one
-    that has not can be named. When they do not come in time, the process prints who is missing and exits with 2 (jax's
+    that has not can be named (by those that know their own `index`; where jax asks the cluster, those that came are).
+    When they do not come in time, the process prints who is missing and exits with 2 (jax's
     own time-out would abort it).
 
     Raises:
@@ -64,7 +65,7 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
         given["cluster_detection_method"] = "deactivate"
     marks = folder / "joining"
     marks.mkdir(parents=True, exist_ok=True)
-    mark = marks / str(config.index if config.index >= 0 else os.getpid())
+    mark = marks / (str(config.index) if config.index >= 0 else f"{socket.gethostname()}-{os.getpid()}")
     mark.write_text(socket.gethostname())
 
     def give_up():

@@ -131,7 +131,7 @@ def make_training_pose(
     The crop is laid around the spoiled pose, as refinement lays it around an estimator's. Everything but `key` and
     `record` is static. Joints that the spec does not train are treated as unlabelled.
     """
-    affine_key, colour_key, error_key, choice_key = jax.random.split(key, 4)
+    affine_key, colour_key, error_key, choice_key, half_key, erase_key = jax.random.split(key, 6)
     strength = augment.strength(record.epoch)
     crop_hw = spec.model.crop_hw
     trained = jnp.asarray(spec.trained_joints)
@@ -143,7 +143,7 @@ def make_training_pose(
         some = pose.present.any()
         around = jnp.where(some, pose.present, labelled)
         if augment.half_body:
-            around = _half_body(jax.random.fold_in(affine_key, 1), around, spec.skeleton, augment.half_body)
+            around = _half_body(half_key, around, spec.skeleton, augment.half_body)
         box = _crop_box(jnp.where(some, pose.crop_xy, record.patch_xy), around, crop_hw)
     else:
         box = geometry.grow_box(
@@ -160,7 +160,7 @@ def make_training_pose(
         return mirrored(geometry.apply_affine(affine, patch_xy))
 
     crop = random_colour(colour_key, warp(record.patch, affine, crop_hw), augment.colour, strength=strength)
-    crop = random_erase(jax.random.fold_in(colour_key, 1), crop, augment.erase, strength=strength)
+    crop = random_erase(erase_key, crop, augment.erase, strength=strength)
     crop_xy, labelled = to_crop(record.patch_xy), mirrored(labelled)
     pose = SyntheticPose(to_crop(pose.crop_xy), mirrored(pose.present), mirrored(pose.kind))
     inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1], jnp.float32) - 0.5)

@@ -43,8 +43,8 @@ def train(config: Config) -> tuple[TrainState, bool]:
     """Trains a refiner; goes on from the latest checkpoint in `config.out` if there is one.
 
     The same call on every process of a run (`config.processes`) trains one model on all their devices; `config.out`
-    is a folder that all of them see. SIGINT and SIGTERM finish the step and save; before the first step is done there
-    is nothing to save, and they end the process at once. Writes checkpoints, `config.json`, TensorBoard event files
+    is a folder that all of them see. SIGINT and SIGTERM finish the step and save; before the first step of a process
+    alone is done there is nothing to save, and they end it at once. Writes checkpoints, `config.json`, TensorBoard event files
     and pictures below `config.out`. Returns the state, and whether the run is complete.
 
     Raises:
@@ -90,6 +90,8 @@ def train(config: Config) -> tuple[TrainState, bool]:
         stack.callback(checkpointer.close)
         if checkpointer.latest_step is not None:
             state, position = checkpointer.restore(state)
+            # Batches that were passed over stay so, also where fewer may be from now on.
+            state = jax.jit(lambda s: s._replace(skipped=jnp.minimum(s.skipped, config.skip_nonfinite)))(state)
             _say(f"goes on from step {checkpointer.latest_step} of {steps} in {out}")
         else:
             position = {"batch": 0}
@@ -106,6 +108,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
             with monitor.aside_for("saving"):  # which reads what is pending first: a state that is bad is never saved
                 checkpointer.save(state, {"batch": int(state.step)}, spec)
 
+        scored = validator is None
         try:
             while step < steps and not interrupt.at(step):
                 batch = next(feed)
@@ -124,10 +127,16 @@ def train(config: Config) -> tuple[TrainState, bool]:
                     if scores is not None:
                         monitor.validation(step, scores)
                         monitor.picture(step, state.variables, batch, root)
+                        scored = last
             save()
+            if step >= steps and not scored and not interrupt.noted():  # the last validation was broken off before
+                scores = validator.run(state.variables, stop=interrupt.noted)
+                if scores is not None:
+                    monitor.validation(step, scores)
+                    scored = True
         except NotFinite:
             raise PosefixError(_save_not_finite(config, feed, checkpointer, state, spec)) from None
-    complete = step >= steps
+    complete = step >= steps and scored
     if not complete:
         _say(f"interrupted and saved at step {step} of {steps}; the same command goes on from there")
     else:
@@ -204,8 +213,9 @@ def _initial_variables(config: Config, spec: RefinerSpec, wanted: dict) -> dict:
     if path.suffix == ".npz":
         return with_backbone(jax.device_get(wanted), path, spec.model.backbone)
     variables, of = load_refiner(path)
+    variables = jax.device_get(variables)  # committed to one device, they could not be laid over all
     if of.skeleton.joints != spec.skeleton.joints:
-        variables = _rejoin(jax.device_get(variables), of.skeleton.joints, jax.device_get(wanted), spec.skeleton.joints)
+        variables = _rejoin(variables, of.skeleton.joints, jax.device_get(wanted), spec.skeleton.joints)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (wanted, variables)]
     if shapes[0] != shapes[1]:
         raise PosefixError(
@@ -274,15 +284,16 @@ def _describe(config, spec, people, state, steps, devices) -> str:
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Refuses to train into a folder that another run is training into."""
-    if jax.process_index():
-        yield
-        return
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PosefixError(f"{out}: another process is training into it; stop it, or take another --out") from error
+    with open(out / "lock", "a") as lock:
+        free = True
+        if not jax.process_index():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+        if not multihost_utils.broadcast_one_to_all(np.array(free)):
+            raise PosefixError(f"{out}: another process is training into it; stop it, or take another --out")
         yield
 
 
@@ -290,8 +301,9 @@ class _Interrupt:
     """Notes SIGINT and SIGTERM instead of dying of them; a second one kills as usual.
 
     As long as nothing is `unsaved` the first one ends the process at once, also from within a compilation: a thread
-    looks, for Python's own handlers wait until the compiler returns. Of several processes, all stop at the same step:
-    SIGTERM to any one of them is then left to jax's preemption service, which agrees on it.
+    looks, for Python's own handlers wait until the compiler returns. Several processes all stop at the same step
+    instead, the first at the earliest: SIGTERM to any one of them is left to jax's preemption service, which agrees on
+    it, and SIGINT becomes SIGTERM.
     """
 
     def __init__(self, config: Config):
@@ -319,7 +331,7 @@ class _Interrupt:
 
     def _watch(self) -> None:
         while data := self._reader.recv(1):
-            if data[0] in self._numbers and not self.unsaved:
+            if data[0] in self._numbers and not self.unsaved and not self._many:
                 print("interrupted before the first step; nothing to save", file=sys.stderr, flush=True)
                 os._exit(130)
         self._reader.close()

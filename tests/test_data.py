@@ -140,6 +140,16 @@ def test_every_epoch_sees_everybody_once_on_any_number_of_processes(prepared):
     assert flat[:6] != flat[6:12]
 
 
+def test_evaluation_sees_everybody_once_on_any_number_of_processes(prepared):
+    people = People([prepared])
+    alone = list(evaluation_batches(people, batch_size=4))
+    parts = [list(evaluation_batches(people, batch_size=4, process=p, processes=4)) for p in range(4)]
+    for i, batch in enumerate(alone):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[i][key] for part in parts]), value)
+    assert sum(batch["weight"].sum() for batch in alone) == 6
+
+
 def test_starts_at_any_batch(prepared):
     people = People([prepared])
     options = dict(batch_size=4, seed=0, threads=2)

@@ -99,10 +99,12 @@ def undisturbed(preset) -> Path:
 
 
 @pytest.mark.parametrize("processes,devices", [(2, 4), (4, 2)])
-def test_processes_and_devices_change_nothing(preset, undisturbed, processes, devices):
+def test_processes_and_devices_change_nothing(preset, prepared, undisturbed, processes, devices):
     """But for the order of float32 sums: 1e-5 in one step (test_train.py), which grows to at most 1e-3 over twenty."""
     out = preset.with_name(f"run-{processes}x{devices}")
-    said = finish(start(preset, out, processes=processes, devices=devices))
+    validation = ("--data.validation", str(prepared)) if processes == 2 else ()
+    said = finish(start(preset, out, processes=processes, devices=devices, arguments=validation))
+    assert said.count("validation at step 20, detected poses of ") == (processes == 2)
     assert f"8 device(s) of {processes} process(es)" in said and said.count("step 5/20") == 1
     assert difference(variables_at(out, 13), variables_at(undisturbed, 13)) < 1e-3
     assert difference(variables_at(out, STEPS), variables_at(undisturbed, STEPS)) < 1e-3

@@ -15,6 +15,7 @@ from posefix_jax.evaluation.oks import (
     bootstrap_difference,
     keypoint_scores,
     keypoint_similarity,
+    oks_nms,
     truth_of,
 )
 from posefix_jax.skeleton import COCO
@@ -112,3 +113,18 @@ def test_refuses_other_photographs_and_missing_scores(files, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(rows))
     with pytest.raises(PosefixError, match="row 2 has no score"):
         evaluate(EvaluateOptions(results=tmp_path / "x.json", annotations=truth))
+
+
+def test_oks_nms_compares_the_joints_that_both_have():
+    """Two people whose absent joints all stand at 0 are two; a double that lacks a joint is one."""
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(50, 150, (2, 17, 2))
+    present = np.ones((2, 17), bool)
+    present[:, :10] = False
+    xy = np.where(present[..., None], [first, second], 0.0)
+    scores, areas = np.array([1.0, 0.5]), np.array([6000.0, 6000.0])
+    assert oks_nms(xy, scores, areas, 0.5, COCO).tolist() == [0]
+    assert oks_nms(xy, scores, areas, 0.5, COCO, present).tolist() == [0, 1]
+    double = np.where(np.arange(17)[:, None] == 5, 0.0, first)
+    present = np.stack([np.ones(17, bool), np.arange(17) != 5])
+    assert oks_nms(np.stack([first, double]), scores, areas, 0.99, COCO, present).tolist() == [0]

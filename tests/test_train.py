@@ -99,11 +99,14 @@ def test_stops_exactly_where_the_loss_is_not_finite(config, monkeypatch):
 
     def poisoning(feed):
         asked.append(1)
+        if len(asked) in stop_at:
+            signal.raise_signal(signal.SIGTERM)
+            stop_at.clear()
         batch = next_batch(feed)
         return batch if len(asked) not in poisoned else batch._replace(patch_xy=batch.patch_xy * np.float32("nan"))
 
     monkeypatch.setattr(Feed, "__next__", poisoning)
-    poisoned = {3}
+    poisoned, stop_at = {3}, []
     with pytest.raises(PosefixError, match=r"not finite at step 2; the 8 people .*--skip-nonfinite 1") as error:
         train(broken)
     listed = json.loads(Path(broken.out, "not-finite-0000002.json").read_text())
@@ -114,8 +117,13 @@ def test_stops_exactly_where_the_loss_is_not_finite(config, monkeypatch):
     with pytest.raises(PosefixError, match="not finite at step 2"):
         train(broken)
     asked.clear()
+    stop_at.append(3)
     state, complete = train(dataclasses.replace(broken, skip_nonfinite=1))
-    assert complete and int(state.skipped) == 1 and int(state.step) == 6
+    assert not complete and int(state.skipped) == 1 and int(state.step) == 5
+    asked.clear()
+    poisoned = set()
+    state, complete = train(broken)  # fewer may be passed over from here, none is
+    assert complete and int(state.step) == 6
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
 
 
@@ -300,6 +308,15 @@ def test_every_preset_traces(preset):
     after, metrics = jax.eval_shape(step, state, shapes, jax.random.key(0))
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
     assert set(metrics) >= {"loss", "heatmap", "coordinate", "ks_input", "ks_output"}
+
+
+def test_starts_from_a_run_on_all_devices(config, whole):
+    config = dataclasses.replace(config, init=config.out)
+    state = initial_state(
+        config, spec_of(config, People(config.data.train)), make_optimizer(config.optimizer, 6), data_mesh()
+    )
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {8}
+    assert_equal(jax.device_get(state.params), whole.average["params"])
 
 
 def test_starts_from_a_refiner_of_another_skeleton(config, tiny_spec, tmp_path):

@@ -1,7 +1,10 @@
 """Person records to batches, by Grain. Deterministic given the position; all randomness is the device's."""
 
 import functools
+import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +190,19 @@ def _arrays_at(people: People, position: int, place: int) -> dict[str, np.ndarra
     return to_arrays(people, int(people.index_at(place, epoch)), sample=place, epoch=epoch)
 
 
+def _start_worker(index: int, count: int) -> None:
+    """A worker hears no Ctrl-C (its parent does, and saves first), and ends when its parent is gone."""
+    os.setpgid(0, 0)
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def training_batches(
     people: People,
     *,
@@ -217,7 +233,8 @@ def training_batches(
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain asks them for options of its own
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
     return iter(batches)
 
 

@@ -134,12 +134,20 @@ class _Matches:
         return float(np.mean(areas))
 
 
-def oks_nms(xy: np.ndarray, scores: np.ndarray, areas: np.ndarray, threshold: float, skeleton: Skeleton) -> np.ndarray:
+def oks_nms(
+    xy: np.ndarray,
+    scores: np.ndarray,
+    areas: np.ndarray,
+    threshold: float,
+    skeleton: Skeleton,
+    present: np.ndarray | None = None,
+) -> np.ndarray:
     """Indices of the poses that remain, best score first: each drops those whose OKS with it is above `threshold`.
 
-    OKS between two poses is the mean KS of all joints ([N, K, 2], any frame) with the mean of their areas (released
-    code, lib/nms).
+    OKS between two poses ([N, K, 2], any frame) is the mean KS with the mean of their areas, of the joints `present`
+    ([N, K]) in both; of all joints without it (released code, lib/nms).
     """
+    present = np.ones(np.shape(xy)[:2], bool) if present is None else present
     order = np.argsort(-np.asarray(scores), kind="stable")
     areas = np.asarray(areas, np.float64)
     kept = []
@@ -147,6 +155,8 @@ def oks_nms(xy: np.ndarray, scores: np.ndarray, areas: np.ndarray, threshold: fl
         best, order = order[0], order[1:]
         kept.append(best)
         area = (areas[best] + areas[order]) / 2
-        similarity = keypoint_similarity(xy[order], xy[best], area, skeleton).mean(axis=-1)
+        both = present[order] & present[best]
+        similarity = keypoint_similarity(xy[order], xy[best], area, skeleton)
+        similarity = np.where(both, similarity, 0).sum(axis=-1) / np.maximum(both.sum(axis=-1), 1)
         order = order[similarity <= threshold]
     return np.asarray(kept, int)
