@@ -31,7 +31,11 @@ def main() -> None:
         for detections in options.detections:
             rescored, refined = (Path(folder) / f"{kind}.json" for kind in ("rescored", "refined"))
             job = RefineOptions(
-                detections=detections, images=options.images, out=rescored, annotations=options.truth, rescore=True
+                detections=(str(detections),),
+                images=str(options.images),
+                out=rescored,
+                annotations=options.truth,
+                rescore=True,
             )
             report = refine_rows(refiner, job)
             rows = [json.loads(path.read_text()) for path in (detections, rescored)]

@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for i in range(3):
             bare += seconds(lambda: refiner.start([crop] * size)[1], repeats=3)
-            options = RefineOptions(detections=detections, images=images, out=Path(folder) / f"{i}.json")
+            options = RefineOptions(detections=(str(detections),), images=str(images), out=Path(folder) / f"{i}.json")
             start = time.perf_counter()
             report = refine_rows(refiner, options)
             whole.append((time.perf_counter() - start) / report["refined"])

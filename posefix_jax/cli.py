@@ -5,7 +5,9 @@ import sys
 from posefix_jax.types import PosefixError, nearest_names
 
 _JOBS = {
-    "refine": "make the poses of a results file better",
+    "refine": "make the poses of any estimator's files better",
+    "merge": "put the shards of a divided refine together",
+    "convert": "write files of poses in another format",
     "evaluate": "score a results file, or two against each other",
     "prepare": "turn annotations and photographs into training shards",
     "train": "train a refiner from a config",
@@ -48,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"posefix: {place}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"posefix: interrupted{'; the same command goes on' if job == 'refine' else ''}", file=sys.stderr)
+        print(
+            f"posefix: interrupted{'; the same command goes on' if job in ('refine', 'convert') else ''}",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -61,8 +66,34 @@ def _parse(options, rest: list[str], job: str, **more):
 def _refine(rest: list[str]) -> int:
     from posefix_jax.refine import RefineOptions, refine, summary_of
 
+    if rest and not rest[0].startswith("-"):
+        rest = ["--detections", *rest]
     options = _parse(RefineOptions, rest, "refine")
     print(summary_of(refine(options), options.out))
+    return 0
+
+
+def _merge(rest: list[str]) -> int:
+    from pathlib import Path
+
+    from posefix_jax.parts import merge
+    from posefix_jax.refine import summary_of
+
+    if len(rest) != 1 or rest[0].startswith("-"):
+        print("usage: posefix merge OUT, the --out of the posefix refine --shard runs")
+        return 0 if rest in (["-h"], ["--help"]) else 2
+    print(summary_of(merge(Path(rest[0])), Path(rest[0])))
+    return 0
+
+
+def _convert(rest: list[str]) -> int:
+    from posefix_jax.convert import ConvertOptions, convert
+
+    if rest and not rest[0].startswith("-"):
+        rest = ["--detections", *rest]
+    options = _parse(ConvertOptions, rest, "convert")
+    report = convert(options)
+    print(f"{report['rows']} poses ({report['format']}): {options.out}")
     return 0
 
 

@@ -106,7 +106,9 @@ def demo(options: DemoOptions) -> str:
     refiner = Refiner.load(options.checkpoint)
     photographs = options.out / "photographs"
     # Whoever annotated left out what the photograph does not show: nothing is filled in there.
-    job = RefineOptions(detections=detections, images=photographs, out=results, annotations=truth, missing="keep")
+    job = RefineOptions(
+        detections=(str(detections),), images=str(photographs), out=results, annotations=truth, missing="keep"
+    )
     report = refine_rows(refiner, job)
     scores = evaluate(EvaluateOptions(results=results, annotations=truth, against=detections))
     lines = [

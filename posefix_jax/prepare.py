@@ -12,8 +12,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from posefix_jax import geometry
 from posefix_jax.data.coco import Annotations, Person, box_iou, joints_of, read_annotations, read_results
-from posefix_jax.data.images import UnreadableImage, encode_jpeg, find_images, ordered_map, read_image, warp_affine
+from posefix_jax.data.images import UnreadableImage, encode_jpeg, ordered_map, warp_affine
 from posefix_jax.data.records import MANIFEST, MAX_DETECTED, MAX_OTHERS, Manifest, Record
+from posefix_jax.data.sources import Images
 from posefix_jax.report.progress import Progress
 from posefix_jax.types import PosefixError
 
@@ -64,7 +65,8 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
     annotations = read_annotations(options.annotations)
     if not annotations.people:
         raise PosefixError(f"{options.annotations}: nobody with a labelled joint in it")
-    files = find_images(options.images, [p.image_id for p in annotations.people], annotations.file_names)
+    images = Images(options.images, annotations.file_names)
+    files = images.find_all(p.image_id for p in annotations.people)
     detected = match_detections(annotations, options.detections)
     held_out = [_held_out(person.image_id, options.holdout) for person in annotations.people]
     parts = {options.out: [p for p, out in zip(annotations.people, held_out, strict=True) if not out]}
@@ -81,7 +83,9 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
         ):
             raise PosefixError(f"{folder}: exists and was not written by prepare; choose another --out")
     # Everything is written beside its place first: an old folder goes only when all new ones are whole.
-    manifests = [_write(folder, people, annotations, files, detected, options) for folder, people in parts.items()]
+    manifests = [
+        _write(folder, people, annotations, images, files, detected, options) for folder, people in parts.items()
+    ]
     for folder in parts:
         shutil.rmtree(folder, ignore_errors=True)
         _partial(folder).rename(folder)
@@ -134,7 +138,7 @@ def _extent_iou(person: Person, pose: np.ndarray) -> float:
     )
 
 
-def _write(folder: Path, people, annotations, files, detected, options) -> Manifest:
+def _write(folder: Path, people, annotations, images, files, detected, options) -> Manifest:
     position = {id(person): index for index, person in enumerate(annotations.people)}
     in_image = defaultdict(list)
     for person in annotations.people:
@@ -150,7 +154,7 @@ def _write(folder: Path, people, annotations, files, detected, options) -> Manif
             reason = f"{name}: not in {options.images}"
         else:
             try:
-                image = read_image(files[image_id], exif=options.exif)
+                image = images.read(files[image_id], exif=options.exif)
             except UnreadableImage as error:
                 reason = f"{name}: {error}"
         records = [

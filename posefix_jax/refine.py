@@ -1,10 +1,9 @@
-"""`posefix refine`: poses of a results file in, better poses out, one row for one row."""
+"""`posefix refine`: poses of any estimator's files in, better poses out, one row for one row."""
 
 import functools
-import hashlib
-import json
-from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
+import heapq
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,31 +11,40 @@ from typing import Literal
 import numpy as np
 
 from posefix_jax import geometry
-from posefix_jax.data.coco import joints_of, read_file_names, read_results, write_json
-from posefix_jax.data.images import UnreadableImage, find_images, ordered_map, read_image, warp_affine
+from posefix_jax.data.images import UnreadableImage, warp_affine
 from posefix_jax.evaluation.oks import oks_nms
-from posefix_jax.refiner import Crop, Outcome, Refiner
+from posefix_jax.job import Job, Part
+from posefix_jax.parts import Parts, merge
+from posefix_jax.refiner import Group, Outcome, Refiner
 from posefix_jax.report.pictures import GREEN, RED, draw_pose, side_by_side, write_picture
 from posefix_jax.report.progress import Progress
+from posefix_jax.skeleton import joints_in, load_skeleton
 from posefix_jax.types import PosefixError
 
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """Refines the poses of a COCO keypoint results file."""
+    """Refines the poses of any estimator's files; docs/formats.md lists what is read and written."""
 
-    detections: Path
-    """COCO keypoint results file (.json): rows with image_id, category_id, keypoints, score"""
-    images: Path
-    """folder with the photographs"""
+    detections: tuple[str, ...]
+    """files of poses, folders or patterns of them, or URLs; their format is found out"""
+    images: str
+    """where the photographs are: a folder, a .zip, .tar shards, a video, or a URL"""
     out: Path
-    """results file to write: same rows, same order, other keys untouched; OUT.report.json beside it"""
+    """file to write, or folder where several files come in: same rows, same order, other keys untouched;
+    OUT.report.json beside it"""
+    to: str | None = None
+    """write another format: coco, coco-annotations, mmpose, openpose, posetrack17, mediapipe, yolo, parquet"""
     checkpoint: Path | None = None
     """a training run or checkpoint; the shipped refiner by default"""
     annotations: Path | None = None
     """COCO file whose images give the file name of each image_id; by default the id is looked for in file names"""
+    skeleton: str | None = None
+    """the file's joints, a name or a JSON file, where it does not say them and their number is not enough"""
     flip: bool = True
     """also refine the mirrored crop and average"""
+    iterations: int = 1
+    """refine so many times, each from where the last left the pose"""
     keep_margin: float | None = None
     """gain of expected KS that a joint must promise to be moved; the checkpoint's own by default"""
     min_ks: float | None = None
@@ -51,7 +59,7 @@ class RefineOptions:
     """leave out refined rows whose OKS with a better-scored one of their photograph is above this (released code: 0.9);
     0 keeps every row"""
     category: int = 1
-    """rows of other categories pass through"""
+    """rows of other categories pass through, where rows have one"""
     exif: bool = False
     """turn photographs as their EXIF orientation says; COCO's poses ignore it"""
     strict: bool = False
@@ -62,21 +70,35 @@ class RefineOptions:
     """decoding threads"""
     pictures: int = 0
     """before/after pictures of this many rows, those that changed most, in OUT.pictures/"""
+    shard: str = "0/1"
+    """do only every n-th part of the job, from the i-th on (i/n); when all n are done, posefix merge OUT"""
+    part_rows: int = 1024
+    """rows of which an interruption may lose the work; each part appears whole in OUT.parts/"""
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.threads < 1 or self.pictures < 0:
+        if min(self.batch_size, self.threads, self.iterations, self.part_rows) < 1 or self.pictures < 0:
             raise PosefixError(
-                "--batch-size and --threads must be positive and --pictures not negative, found "
-                f"{self.batch_size}, {self.threads}, {self.pictures}"
+                "--batch-size, --threads, --iterations and --part-rows must be positive and --pictures not negative, "
+                f"found {self.batch_size}, {self.threads}, {self.iterations}, {self.part_rows}, {self.pictures}"
             )
         if not 0 <= self.oks_nms <= 1:
             raise PosefixError(f"--oks-nms must lie in 0..1, found {self.oks_nms}")
+        if self.shard_of is None:
+            raise PosefixError(f"--shard must be i/n with 0 <= i < n, found {self.shard!r}")
+
+    @property
+    def shard_of(self) -> tuple[int, int] | None:
+        first, _, count = self.shard.partition("/")
+        if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+            return None
+        return int(first), int(count)
 
 
 def refine(options: RefineOptions) -> dict:
-    """Runs the job; returns the report that is also written to OUT.report.json.
+    """Runs the job; returns the report of OUT.report.json, with its lists summed up as `reasons`.
 
-    Interrupted, it leaves OUT.partial, from which the same command goes on; OUT itself appears whole or not at all.
+    Interrupted, it leaves OUT.parts, from which the same command goes on; OUT itself appears whole or not at all.
+    Of several shards, each returns the report of its own and `merge` writes OUT.
 
     Raises:
       PosefixError: bad input; with `strict` also a row that cannot be refined.
@@ -85,6 +107,7 @@ def refine(options: RefineOptions) -> dict:
         options.checkpoint,
         flip=options.flip,
         batch_size=options.batch_size,
+        iterations=options.iterations,
         keep_margin=options.keep_margin,
         min_ks=options.min_ks,
     )
@@ -93,251 +116,262 @@ def refine(options: RefineOptions) -> dict:
 
 def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
     """As `refine`, with a refiner at hand."""
-    skeleton = refiner.spec.skeleton
-    if options.out.resolve() == options.detections.resolve():
-        raise PosefixError(f"--out {options.out} is the detections file itself; write elsewhere")
-    if options.out.is_dir() or not options.out.name:
-        raise PosefixError(f"--out {options.out} is a folder; expected the name of a file to write")
-    rows = read_results(options.detections, skeleton)
-    names = None
-    if options.annotations is not None:
-        names, joints = read_file_names(options.annotations)
-        if joints is not None and joints != skeleton.joints:
+    job = Job(
+        options.detections,
+        options.out,
+        to=options.to,
+        images=options.images,
+        annotations=options.annotations,
+        skeleton=None if options.skeleton is None else load_skeleton(options.skeleton),
+        preferred=refiner.spec.skeleton,
+        rows_a_part=options.part_rows,
+    )
+    return _Run(refiner, options, job).run()
+
+
+class _Run:
+    """One process's share of a job."""
+
+    def __init__(self, refiner: Refiner, options: RefineOptions, job: Job):
+        self.refiner, self.options, self.job = refiner, options, job
+        ours, theirs = refiner.spec.skeleton, job.skeleton
+        self._ours_in_theirs = joints_in(ours.joints, theirs.joints)
+        self._theirs_in_ours = joints_in(theirs.joints, ours.joints)
+        if not (np.asarray(refiner.spec.trained_joints) & (self._ours_in_theirs >= 0)).any():
             raise PosefixError(
-                f"{options.annotations}: its joints are {', '.join(joints[:4])}, ...; the refiner's are "
-                f"{', '.join(skeleton.joints[:4])}, ... ({skeleton.name}); take a refiner of that skeleton"
+                f"{job.documents[0].path}: its joints ({theirs.name}: {', '.join(theirs.joints[:4])}, ...) share none "
+                f"with those that the refiner moves ({ours.name}: {', '.join(ours.joints[:4])}, ...)"
             )
-    files = find_images(options.images, [row["image_id"] for row in rows], names)
-    poses = np.stack([joints_of(row, skeleton.num_joints, f"row {i}") for i, row in enumerate(rows)])
+        for document in job.documents:
+            layout = document.layout
+            if options.rescore and layout.score is None and (options.to is None or options.to in ("openpose",)):
+                raise PosefixError(f"{document.path}: {layout.name} files have no score of a person to --rescore")
+            if options.oks_nms and not layout.whole and options.to is None:
+                raise PosefixError(
+                    f"{document.path}: --oks-nms leaves out rows, and people of a {layout.name} file are not rows; "
+                    "add --to coco"
+                )
+        self._places: dict = {}
+        self._seen: set = set()
 
-    with _Journal(options, refiner.identity) as journal:
-        _refine_missing(refiner, options, rows, poses, files, journal)
-        output, report = _write_outcome(options, rows, journal, skeleton)
+    def run(self) -> dict:
+        options, job = self.options, self.job
+        index, shards = options.shard_of
+        self._found = self._rows = 0
+        store = job.start(settings=self._settings(), check=self._check, shards=shards)
+        if self._rows and not self._found:
+            raise job.images.none_of(self._example)
+        mine = 0
+        with Progress("refine", job.rows, unit="poses") as progress:
+            for part in self._parts(store, index, shards, progress):
+                job.finish(part, store)
+                mine += len(part.poses)
         if options.pictures:
-            _write_pictures(options, skeleton, rows, output, files)
-    return report
+            self._write_pictures(store, index, shards)
+        if shards > 1:
+            return {"shard": options.shard, "rows": mine, "of": job.rows}
+        return merge(options.out)
 
+    def _settings(self) -> dict:
+        """What the output depends on, beside the bytes of the input."""
+        skip = {"out", "detections", "checkpoint", "threads", "pictures", "strict", "shard"}
+        fields = {key: str(value) for key, value in vars(self.options).items() if key not in skip}
+        return {"refiner": self.refiner.identity, "batch": self.refiner.batch_size, **fields}
 
-def _refine_missing(refiner: Refiner, options: RefineOptions, rows, poses, files, journal: "_Journal") -> None:
-    """Refines, into the journal, all rows that it does not hold yet."""
-    refined, reasons = journal.refined, journal.reasons
-    done = len(refined) + len(reasons)
-    by_image = defaultdict(list)
-    for index, row in enumerate(rows):
-        by_image[row["image_id"]].append(index)
+    def _check(self, part: Part) -> None:
+        """What needs no decoding to be known is known before hours are spent."""
+        for row, pose in enumerate(part.poses):
+            reason = self._why_not(pose)
+            self._rows += 1
+            if reason != "photograph missing":
+                self._found += 1
+            elif self._rows == 1:
+                self._example = pose.image
+            if reason is not None:
+                self._refuse(part, row, reason)
+        if self.options.oks_nms:
+            # An integer a photograph is all that is remembered.
+            now = {hash(image) for image in part.by_image()}
+            if now & self._seen:
+                raise PosefixError(
+                    f"{self.job.documents[0].path}: rows of one photograph stand far apart, near row {part.first_row}; "
+                    "--oks-nms compares them: sort the file by image_id, or raise --part-rows"
+                )
+            self._seen |= now
 
-    def why_not(index) -> str | None:
-        row = rows[index]
-        if row.get("category_id", options.category) != options.category:
-            return f"category {row['category_id']}, not {options.category}"
-        if not np.isfinite(poses[index]).all():
+    def _why_not(self, pose) -> str | None:
+        if pose.category is not None and pose.category != self.options.category:
+            return f"category {pose.category}, not {self.options.category}"
+        if not np.isfinite(pose.joints).all():
             return "a value is not finite"
-        return None if row["image_id"] in files else "photograph missing"
+        return None if self._place(pose.image) is not None else "photograph missing"
 
-    def refuse(index: int, reason: str) -> None:
-        if options.strict:
-            raise PosefixError(f"{options.detections}: row {index} cannot be refined: {reason} (--strict)")
-        reasons[index] = reason
+    def _place(self, image):
+        """Where a photograph is; the last ones are remembered."""
+        if image not in self._places:
+            if len(self._places) > 1 << 16:
+                self._places.clear()
+            self._places[image] = self.job.images.find(image)
+        return self._places[image]
 
-    # What needs no decoding to be known is known before hours are spent.
-    hopeless = {i: reason for i in range(len(rows)) if (reason := why_not(i)) is not None}
-    for index, reason in hopeless.items():
-        refuse(index, reason)
+    def _refuse(self, part: Part, row: int, reason: str) -> None:
+        if self.options.strict:
+            place = f"{self.job.documents[0].path}: row {part.first_row + row}"
+            raise PosefixError(f"{place} cannot be refined: {reason} (--strict)")
+        part.reasons[row] = reason
 
-    def crops_of(image_id) -> list[tuple[int, Crop | str]]:
-        """A crop, or the reason why there is none, for everybody in a photograph who is not done yet."""
-        todo = [i for i in by_image[image_id] if i not in refined and i not in reasons]
-        outcomes: dict[int, Crop | str | None] = dict.fromkeys(todo)
-        if todo:
-            try:
-                image = read_image(files[image_id], exif=options.exif)
-            except UnreadableImage as error:
-                image, unreadable = None, f"photograph unreadable: {error}"
-            for i in todo:
-                crop = None if image is None else refiner.crop(image, poses[i], min_score=options.min_score)
-                outcomes[i] = crop or (unreadable if image is None else "no usable joint")
-        return list(outcomes.items())
+    def _parts(self, store: Parts, index: int, shards: int, progress: Progress) -> Iterator[Part]:
+        """Refines this process's parts that are not done yet; gives each when its last row is."""
+        waits: dict[str, float] = {}
+        left: dict[int, int] = {}
+        whole: list[Part] = []  # without a row that waits for the devices
+        done = 0
 
-    def take(started):
-        indices, sent = started
-        journal.refine(indices, refiner.finish(sent, poses[indices], fill_missing=options.missing == "fill"))
-        progress.update(len(refined) + len(reasons))
-
-    with (
-        ThreadPoolExecutor(options.threads) as pool,
-        Progress("refine", len(rows), unit="poses", done=done) as progress,
-    ):
-        waiting, in_flight = [], None
-        for outcomes in ordered_map(pool, crops_of, by_image, ahead=4 * options.threads):
-            for index, outcome in outcomes:
-                if isinstance(outcome, str):
-                    refuse(index, outcome)
+        def groups() -> Iterator[Group | None]:
+            nonlocal done
+            for part in self.job.split():
+                if part.number % shards != index or store.has(part.number):
+                    done += len(part.poses)
+                    progress.skip(len(part.poses))
+                    continue
+                some = []
+                for image, rows in part.by_image().items():
+                    usable = []
+                    for row in rows:
+                        reason = self._why_not(part.poses[row])
+                        if reason is None:
+                            usable.append(row)
+                        else:
+                            self._refuse(part, row, reason)
+                    if usable:
+                        poses = np.stack([self._as_ours(part.poses[row].joints) for row in usable])
+                        some.append(Group(image, poses, (part, usable), self.job.fractions))
+                left[part.number] = sum(len(group.poses) for group in some)
+                if some:
+                    yield from some
+                    yield None
                 else:
-                    waiting.append((index, outcome))
-                if len(waiting) == refiner.batch_size:
-                    sent = ([i for i, _ in waiting], refiner.start([crop for _, crop in waiting]))
-                    waiting = []
-                    if in_flight is not None:
-                        take(in_flight)
-                    in_flight = sent
-        if in_flight is not None:
-            take(in_flight)
-        if waiting:
-            take(([i for i, _ in waiting], refiner.start([crop for _, crop in waiting])))
-        progress.update(len(rows))
+                    whole.append(part)
 
+        def read(image):
+            return self.job.images.read(self.job.images.find(image), exif=self.options.exif)
 
-def _write_outcome(options: RefineOptions, rows: list[dict], journal: "_Journal", skeleton) -> tuple[list, dict]:
-    """The output rows, one an input row, and the report; the rows that stay and the report are each written whole."""
-    reasons = journal.reasons
-    output, moved = [], 0
-    for index, row in enumerate(rows):
-        if index in journal.refined:
-            keypoints, changed = _merge(row["keypoints"], journal.refined[index])
-            moved += changed
-            row = {**row, "keypoints": keypoints}
-            if options.rescore:
-                row["score"] = round(float(row.get("score", 1.0)) * journal.quality[index], 6)
-        output.append(row)
-    doubles = _doubles(output, journal.refined, options.oks_nms, skeleton) if options.oks_nms else []
-    report = {
-        "detections": str(options.detections),
-        "rows": len(rows),
-        "refined": len(journal.refined),
-        "joints_moved": moved,
-        "passed_through": [{"row": i, "image_id": rows[i]["image_id"], "reason": reasons[i]} for i in sorted(reasons)],
-        "left_out": [{"row": i, "image_id": rows[i]["image_id"], "reason": "OKS-NMS"} for i in doubles],
-    }
-    gone = set(doubles)
-    write_json(options.out, [row for i, row in enumerate(output) if i not in gone])
-    write_json(options.out.with_name(options.out.name + ".report.json"), report)
-    return output, report
+        options = {"threads": self.options.threads, "min_score": self.options.min_score}
+        for group, i, outcome in self.refiner.run(
+            groups(), read, fill_missing=self.options.missing == "fill", waits=waits, **options
+        ):
+            part, rows = group.tag
+            if isinstance(outcome, str):
+                self._refuse(part, rows[i], outcome)
+            else:
+                self._take(part, rows[i], group, i, outcome)
+            if group.size_hw is not None:
+                part.sizes[group.image] = group.size_hw
+            left[part.number] -= 1
+            done += 1
+            both = sum(waits.values()) or 1.0
+            bound = max(waits, key=waits.get, default="decode")
+            progress.note = f", waits for {bound} {100 * waits.get(bound, 0) / both:.0f} %"
+            progress.update(done)
+            if not left[part.number]:
+                yield self._judged(part)
+            while whole:
+                yield self._judged(whole.pop())
+        while whole:
+            yield self._judged(whole.pop())
 
+    def _as_ours(self, joints: np.ndarray) -> np.ndarray:
+        """A pose of the file in the refiner's joints; those that the file lacks are missing."""
+        index = self._ours_in_theirs
+        return np.where(index[:, None] >= 0, joints[index], 0.0)
 
-def _doubles(output: list[dict], refined, threshold: float, skeleton) -> list[int]:
-    """Refined rows that OKS-NMS leaves out, each photograph by itself; the area of a pose is that of its joints."""
-    by_image = defaultdict(list)
-    for index in refined:
-        by_image[output[index]["image_id"]].append(index)
-    doubles = []
-    for indices in by_image.values():
-        joints = np.stack([joints_of(output[i], skeleton.num_joints, "") for i in indices])
+    def _take(self, part: Part, row: int, group: Group, i: int, outcome: Outcome) -> None:
+        """Puts a refined pose back into the file's joints and unit; a joint that stayed keeps its very values."""
+        ours = np.flatnonzero(self._theirs_in_ours >= 0)
+        new, old = outcome.poses[self._theirs_in_ours[ours]], group.poses[i][self._theirs_in_ours[ours]]
+        joints = np.array(part.poses[row].joints)
+        changed = (new != old).any(axis=1)
+        if group.fraction:
+            new = new / [group.size_hw[1], group.size_hw[0], 1]
+        joints[ours[changed]] = new[changed]
+        part.joints[row] = joints
+        if self.options.rescore:
+            score = part.poses[row].score
+            part.scores[row] = round((1.0 if score is None else score) * float(outcome.quality), 6)
+
+    def _judged(self, part: Part) -> Part:
+        """The part with its doubles left out and the rows that changed most noted."""
+        options = self.options
+        if options.oks_nms:
+            for rows in part.by_image().values():
+                for row in self._doubles(part, [row for row in rows if row in part.joints]):
+                    part.dropped.add(row)
+                    part.reasons[row] = "OKS-NMS"
+        if options.pictures:
+            changes = ((self._change(part, row), row) for row in part.joints)
+            largest = heapq.nlargest(options.pictures, (change for change in changes if change[0] > 0))
+            part.more["changes"] = [
+                [change, part.first_row + row, part.poses[row].image]
+                + [self._as_ours(joints).tolist() for joints in (part.poses[row].joints, part.joints[row])]
+                for change, row in largest
+            ]
+        return part
+
+    def _doubles(self, part: Part, rows: list[int]) -> list[int]:
+        """Refined rows of a photograph that OKS-NMS leaves out; the area of a pose is that of its joints."""
+        if len(rows) < 2:
+            return []
+        scale = [*part.sizes[part.poses[rows[0]].image][::-1], 1] if self.job.fractions else 1
+        joints = np.stack([self._as_ours(part.joints[row]) * scale for row in rows])
         xy, present = joints[..., :2], joints[..., 2] > 0
-        extents = [geometry.joint_extent(*pose) for pose in zip(xy, present, strict=True)]
-        areas = geometry.PERSON_FILL * np.maximum([np.prod(extent[2:]) for extent in extents], 1.0)
-        scores = np.array([output[i].get("score", 1.0) for i in indices])
-        kept = set(oks_nms(xy, scores, areas, threshold, skeleton, present).tolist())
-        doubles += [i for place, i in enumerate(indices) if place not in kept]
-    return sorted(doubles)
+        areas = [
+            geometry.PERSON_FILL * max(np.prod(geometry.joint_extent(*p)[2:]), 1.0)
+            for p in zip(xy, present, strict=True)
+        ]
+        known = [part.scores.get(row, part.poses[row].score) for row in rows]
+        scores = np.array([1.0 if score is None else score for score in known])
+        kept = set(
+            oks_nms(xy, scores, np.array(areas), self.options.oks_nms, self.refiner.spec.skeleton, present).tolist()
+        )
+        return [row for place, row in enumerate(rows) if place not in kept]
+
+    def _change(self, part: Part, row: int) -> float:
+        """How far the joints went, in sizes of the pose."""
+        before, after = self._as_ours(part.poses[row].joints), self._as_ours(part.joints[row])
+        both = (before[:, 2] > 0) & (after[:, 2] > 0)
+        if not both.any():
+            return 0.0
+        size = math.sqrt(np.prod(np.maximum(geometry.joint_extent(after[:, :2], after[:, 2] > 0)[2:], 1e-3)))
+        return float(np.linalg.norm(before[both, :2] - after[both, :2], axis=1).sum() / size)
+
+    def _write_pictures(self, store: Parts, index: int, shards: int) -> None:
+        """Of the rows of this process's parts that changed most."""
+        folder = self.options.out.with_name(self.options.out.name + ".pictures")
+        numbers = [part.number for part in self.job.split() if part.number % shards == index]
+        changes = (change for number in numbers for change in store.header(number).get("changes", ()))
+        for _, row, image, before, after in heapq.nlargest(self.options.pictures, changes, key=lambda c: c[0]):
+            try:
+                pixels = self.job.images.read(self._place(image), exif=self.options.exif)
+            except UnreadableImage:  # it was readable when it was refined
+                continue
+            scale = [pixels.shape[1], pixels.shape[0], 1] if self.job.fractions else 1
+            poses = np.asarray(before) * scale, np.asarray(after) * scale
+            picture = before_and_after(pixels, *poses, self.refiner.spec.skeleton)
+            write_picture(folder / f"row-{row:06d}.png", picture)
 
 
 def summary_of(report: dict, out: Path) -> str:
     """A few lines for the terminal."""
-    moved = f"{report['joints_moved']} joints moved or filled in"
-    lines = [f"{report['refined']} of {report['rows']} poses refined, {moved}: {out}"]
-    reasons = Counter(entry["reason"] for entry in report["passed_through"])
-    if report["left_out"]:
-        lines.append(f"{len(report['left_out'])} left out by OKS-NMS")
-    lines += [f"{count} passed through unchanged: {reason}" for reason, count in reasons.most_common()]
-    return "\n".join(lines)
-
-
-def _merge(keypoints: list, refined: np.ndarray) -> tuple[list, int]:
-    """The row's own values wherever a joint was kept, refined ones (3 decimals) elsewhere; and how many moved."""
-    values, changed = list(keypoints), 0
-    for joint, triple in enumerate(refined):
-        own = values[3 * joint : 3 * joint + 3]
-        if any(float(a) != float(b) for a, b in zip(own, triple, strict=True)):
-            values[3 * joint : 3 * joint + 2] = [round(float(v), 3) for v in triple[:2]]
-            if float(own[2]) != float(triple[2]):
-                values[3 * joint + 2] = round(float(triple[2]), 4)
-            changed += 1
-    return values, changed
-
-
-class _Journal:
-    """The refined poses so far, on disk as they come, so that an interrupted job goes on. One JSON line a row."""
-
-    def __init__(self, options: RefineOptions, identity: str):
-        self.path = options.out.with_name(options.out.name + ".partial")
-        self.refined: dict[int, np.ndarray] = {}
-        self.quality: dict[int, float] = {}
-        self.reasons: dict[int, str] = {}
-        job = {"job": _fingerprint(options, identity)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self._read(job)
-        self._file = open(self.path, "r+b" if whole else "wb")
-        self._file.seek(whole)
-        self._file.truncate()  # the torn last line of a killed attempt
-        if not whole:
-            self._write(job)
-
-    def _read(self, job: dict) -> int:
-        """Takes over the rows of an earlier attempt at the same job; returns the bytes of its whole lines."""
-        whole = 0
-        if not self.path.is_file():
-            return whole
-        with open(self.path, "rb") as file:
-            for text in file:
-                try:
-                    line = json.loads(text) if text.endswith(b"\n") else None
-                except ValueError:
-                    break
-                if line is None or (not whole and line != job):
-                    break
-                if whole:
-                    self.refined[line["row"]] = np.asarray(line["pose"])
-                    self.quality[line["row"]] = line["quality"]
-                whole += len(text)
-        return whole
-
-    def _write(self, line: dict) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-
-    def refine(self, indices, outcome: Outcome) -> None:
-        for index, pose, quality in zip(indices, *outcome, strict=True):
-            self._write({"row": index, "pose": pose.tolist(), "quality": float(quality)})
-            self.refined[index], self.quality[index] = pose, float(quality)
-        self._file.flush()
-
-    def __enter__(self) -> "_Journal":
-        return self
-
-    def __exit__(self, *failed) -> None:
-        self._file.close()
-        if failed[0] is None:
-            self.path.unlink()
-
-
-def _fingerprint(options: RefineOptions, identity: str) -> str:
-    """Equal for two jobs whose refined rows are the same: same input bytes, same refiner, same options that matter."""
-    digest = hashlib.sha256(Path(options.detections).read_bytes())
-    skip = {"out", "detections", "checkpoint", "threads", "pictures", "strict", "oks_nms", "rescore"}
-    fields = {key: str(value) for key, value in vars(options).items() if key not in skip}
-    digest.update(json.dumps({"refiner": identity, **fields}, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _write_pictures(options, skeleton, rows, output, files) -> None:
-    def joints(row):
-        return joints_of(row, skeleton.num_joints, "")
-
-    def change(index):
-        before, after = joints(rows[index]), joints(output[index])
-        if not np.isfinite(before).all():
-            return 0.0
-        both = (before[:, 2] > 0) & (after[:, 2] > 0)
-        size = np.sqrt(np.prod(np.maximum(geometry.joint_extent(after[:, :2], after[:, 2] > 0)[2:], 1)))
-        return float(np.linalg.norm(before[both, :2] - after[both, :2], axis=1).sum() / size) if both.any() else 0.0
-
-    changed = [i for i in sorted(range(len(rows)), key=change, reverse=True)[: options.pictures] if change(i) > 0]
-    folder = options.out.with_name(options.out.name + ".pictures")
-    for index in changed:
-        image = read_image(files[rows[index]["image_id"]], exif=options.exif)
-        write_picture(
-            folder / f"row-{index:06d}.png",
-            before_and_after(image, joints(rows[index]), joints(output[index]), skeleton),
+    if "shard" in report:
+        return (
+            f"shard {report['shard']}: {report['rows']} of {report['of']} poses refined now; when every shard is done: "
+            f"posefix merge {out}"
         )
+    moved = f"{report['joints_moved']} joints moved or filled in"
+    lines = [f"{report['refined']} of {report['rows']} poses refined ({report['format']}), {moved}: {out}"]
+    for reason, count in report["reasons"].items():
+        lines.append(f"{count} {'left out by' if reason == 'OKS-NMS' else 'passed through unchanged:'} {reason}")
+    return "\n".join(lines)
 
 
 def before_and_after(image: np.ndarray, before: np.ndarray, after: np.ndarray, skeleton) -> np.ndarray:

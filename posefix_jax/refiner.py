@@ -1,8 +1,14 @@
 """The `Refiner`: poses in one photograph in, better poses out."""
 
 import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import resources
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +17,8 @@ import numpy as np
 
 from posefix_jax import geometry
 from posefix_jax.checkpoints import load_refiner
-from posefix_jax.data.images import warp_affine
+from posefix_jax.data.images import UnreadableImage, ordered_map, warp_affine
+from posefix_jax.data.sources import Images
 from posefix_jax.models import RefinerSpec
 from posefix_jax.sharding import data_mesh, place_batch, replicated, split
 from posefix_jax.step import Network, make_refine_step
@@ -42,6 +49,22 @@ class Outcome(NamedTuple):
     quality: np.ndarray
 
 
+class Group(NamedTuple):
+    """The poses of one photograph, [n, K, 3] in the image frame, or in parts of its width and height (`fraction`).
+
+    `tag` is the caller's; `size_hw` is known once it is read.
+    """
+
+    image: int | str
+    poses: np.ndarray
+    tag: object = None
+    fraction: bool = False
+    size_hw: tuple[int, int] | None = None
+
+
+_END = object()
+
+
 class Refiner:
     """A refiner that is ready to run. `Refiner.load()` gives the shipped one.
 
@@ -59,6 +82,7 @@ class Refiner:
         *,
         flip: bool = True,
         batch_size: int = 32,
+        iterations: int = 1,
         identity: str = "",
     ):
         self.spec = spec
@@ -67,7 +91,7 @@ class Refiner:
         self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self._variables = jax.device_put(variables, replicated(self._mesh))
         self._step = jax.jit(
-            make_refine_step(network, spec, flip=flip),
+            make_refine_step(network, spec, flip=flip, iterations=iterations),
             in_shardings=(replicated(self._mesh), *(split(self._mesh),) * 3),
             out_shardings=split(self._mesh),
         )
@@ -79,6 +103,7 @@ class Refiner:
         *,
         flip: bool = True,
         batch_size: int = 32,
+        iterations: int = 1,
         keep_margin: float | None = None,
         min_ks: float | None = None,
     ) -> "Refiner":
@@ -87,6 +112,7 @@ class Refiner:
         Args:
           checkpoint: a training run's folder (its latest step), one step's folder, or a shipped one.
           flip: also run the mirrored crop and average.
+          iterations: how often a pose is refined, each time from where the last one left it.
           keep_margin, min_ks: override the checkpoint's own; see `DecodeConfig`. Both 0: every move is taken.
 
         Raises:
@@ -95,9 +121,8 @@ class Refiner:
         variables, spec = load_refiner(Path(checkpoint) if checkpoint is not None else shipped_path())
         weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables)))
         spec = replace(spec, decode=spec.decode.given(keep_margin=keep_margin, min_ks=min_ks))
-        return cls(
-            spec.network().apply, variables, spec, flip=flip, batch_size=batch_size, identity=weights.hexdigest()
-        )
+        options = {"flip": flip, "batch_size": batch_size, "iterations": iterations}
+        return cls(spec.network().apply, variables, spec, identity=weights.hexdigest(), **options)
 
     def refine(self, image: np.ndarray, poses: np.ndarray) -> np.ndarray:
         """Refines poses in one photograph.
@@ -128,6 +153,137 @@ class Refiner:
             rows = usable[start : start + self.batch_size]
             poses[rows] = self.finish(self.start([crops[i] for i in rows]), poses[rows]).poses
         return poses
+
+    def stream(
+        self,
+        rows: Iterable[tuple[int | str, np.ndarray]],
+        images: Callable[[int | str], np.ndarray] | str | Path,
+        *,
+        threads: int = 4,
+        min_score: float = 0.0,
+        fill_missing: bool = True,
+    ) -> Iterator[np.ndarray]:
+        """Refines poses as they come, without end and in their order, decoding ahead of the devices.
+
+        Args:
+          rows: a photograph's name and a pose, [K, 2] or [K, 3] as for `refine`; poses of one photograph that stand
+            together have it decoded once.
+          images: a function of the name that gives [H, W, 3] uint8 RGB (called from several threads) and raises
+            `UnreadableImage`; or what `data.sources.Images` takes: a folder, `.zip`, `.tar`, a video, a URL.
+          threads: decoding threads.
+          min_score: joints with a score up to this count as missing.
+          fill_missing: also place joints that are missing.
+
+        Yields:
+          [K, 3] float64 a row. A pose whose photograph cannot be read, or without a usable joint, as it was.
+
+        Raises:
+          PosefixError: a pose is not of the skeleton's size.
+        """
+        if not callable(images):
+            images = _reader(Images(images))
+        shape = (self.spec.skeleton.num_joints, 3)
+        waiting: deque[np.ndarray] = deque()  # poses whose outcome has not been given
+        done: dict[int, np.ndarray] = {}
+        given = 0
+
+        def groups() -> Iterator[Group]:
+            taken = 0
+            # No more at a time than a batch: rows may go on without end, of one photograph too.
+            source = iter(rows)
+            for name, some in (
+                pair
+                for few in iter(lambda: [*islice(source, self.batch_size)], [])
+                for pair in groupby(few, itemgetter(0))
+            ):
+                poses = [np.array(pose, np.float64) for _, pose in some]
+                poses = [np.column_stack([p, np.ones(len(p))]) if p.shape == (shape[0], 2) else p for p in poses]
+                for pose in poses:
+                    if pose.shape != shape:
+                        raise PosefixError(f"a pose of {name!r} must be [{shape[0]}, 2 or 3], found {pose.shape}")
+                waiting.extend(poses)
+                yield Group(name, np.stack(poses), range(taken, taken + len(poses)))
+                taken += len(poses)
+
+        for group, i, outcome in self.run(
+            groups(), images, threads=threads, min_score=min_score, fill_missing=fill_missing
+        ):
+            done[group.tag[i]] = waiting[group.tag[i] - given] if isinstance(outcome, str) else outcome.poses
+            while given in done:
+                waiting.popleft()
+                yield done.pop(given)
+                given += 1
+
+    def run(
+        self,
+        groups: Iterable["Group | None"],
+        read: Callable[[int | str], np.ndarray],
+        *,
+        threads: int = 4,
+        min_score: float = 0.0,
+        fill_missing: bool = True,
+        waits: dict | None = None,
+    ) -> Iterator[tuple["Group", int, "Outcome | str"]]:
+        """What `stream` and `posefix refine` run: crops cut in threads, a batch on the devices while the next is made.
+
+        Args:
+          groups: the poses of a photograph each. None: what is waiting is not to wait for more, so that which poses
+            share a batch depends on nothing that comes later.
+          waits: seconds waited for crops ("decode") and for the devices ("device") are added to it.
+
+        Yields:
+          For every pose, not always in order: its group, its index in that, and its outcome or why there is none.
+        """
+        waits = {} if waits is None else waits
+
+        def crops_of(group: Group | None):
+            if group is None:
+                return None, []
+            try:
+                image = read(group.image)
+            except UnreadableImage as error:
+                return group, [f"photograph unreadable: {error}"] * len(group.poses)
+            poses = group.poses
+            if group.fraction:
+                poses = poses * [image.shape[1], image.shape[0], 1]
+            crops = [self.crop(image, pose, min_score=min_score) for pose in poses]
+            group = group._replace(poses=poses, size_hw=image.shape[:2])
+            return group, [crop or "no usable joint" for crop in crops]
+
+        def timed(what: str, function, *arguments):
+            begun = time.perf_counter()
+            result = function(*arguments)
+            waits[what] = waits.get(what, 0.0) + time.perf_counter() - begun
+            return result
+
+        def finished(sent):
+            rows, started = sent
+            poses = np.stack([group.poses[i] for group, i in rows])
+            outcome = timed("device", lambda: self.finish(started, poses, fill_missing=fill_missing))
+            for row, pose, quality in zip(rows, *outcome, strict=True):
+                yield *row, Outcome(pose, quality)
+
+        with ThreadPoolExecutor(threads) as pool:
+            ready = ordered_map(pool, crops_of, groups, ahead=4 * threads)
+            rows, crops, in_flight = [], [], None
+            while (item := timed("decode", next, ready, _END)) is not _END:
+                group, outcomes = item
+                for i, outcome in enumerate(outcomes):
+                    if isinstance(outcome, str):
+                        yield group, i, outcome
+                    else:
+                        rows.append((group, i))
+                        crops.append(outcome)
+                while len(rows) >= self.batch_size or (group is None and rows):
+                    sent = rows[: self.batch_size], self.start(crops[: self.batch_size])
+                    rows, crops = rows[self.batch_size :], crops[self.batch_size :]
+                    if in_flight is not None:
+                        yield from finished(in_flight)
+                    in_flight = sent
+            if in_flight is not None:
+                yield from finished(in_flight)
+            if rows:
+                yield from finished((rows, self.start(crops)))
 
     def crop(self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0) -> Crop | None:
         """The crop around one pose ([K, 3], image frame); None if no joint that the model knows is usable.
@@ -167,3 +323,13 @@ class Refiner:
             counted = trained & (crop.present | moved)
             quality[i] = np.where(moved, refined.output_ks[i], refined.input_ks[i])[counted].mean()
         return Outcome(out, quality)
+
+
+def _reader(images: Images) -> Callable[[int | str], np.ndarray]:
+    def read(name):
+        path = images.find(name)
+        if path is None:
+            raise UnreadableImage("not there")
+        return images.read(path)
+
+    return read

@@ -180,6 +180,15 @@ POSETRACK = _skeleton(
     never=(3, 4),
 )
 
+# The ids of PoseTrack 2017 files, in order; the same sigmas.
+POSETRACK17 = _skeleton(
+    "posetrack17",
+    "right_ankle right_knee right_hip left_hip left_knee left_ankle right_wrist right_elbow right_shoulder "
+    "left_shoulder left_elbow left_wrist head_bottom nose head_top",
+    (0.089, 0.087, 0.107, 0.107, 0.087, 0.089, 0.062, 0.072, 0.079, 0.079, 0.072, 0.062, 0.035, 0.026, 0.035),
+    _ARMS + "nose-head_top nose-head_bottom head_bottom-left_shoulder head_bottom-right_shoulder",
+)
+
 # Sigmas: crowdposetools' CrowdPose evaluation.
 CROWDPOSE = _skeleton(
     "crowdpose",
@@ -189,7 +198,66 @@ CROWDPOSE = _skeleton(
     _ARMS + "top_head-neck neck-left_shoulder neck-right_shoulder",
 )
 
-SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, POSETRACK, CROWDPOSE)}
+# COCO's sigmas by kind of joint; feet as in COCO-WholeBody; necks and heads as CrowdPose's; what has none of its own
+# takes its neighbour's.
+_SIGMAS = {
+    **{"nose": 0.026, "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062, "hip": 0.107},
+    **{"knee": 0.087, "ankle": 0.089, "neck": 0.079, "head": 0.079, "head_top": 0.079, "thorax": 0.079},
+    **{"mid_hip": 0.107, "pelvis": 0.107, "big_toe": 0.068, "small_toe": 0.066, "heel": 0.066, "foot_index": 0.068},
+    **{"eye_inner": 0.025, "eye_outer": 0.025, "mouth": 0.035, "pinky": 0.062, "index": 0.062, "thumb": 0.062},
+}
+
+
+def _body(name: str, joints: str, limbs: str = "") -> Skeleton:
+    """As `_skeleton`, sigmas by the kind of joint."""
+    sigmas = [_SIGMAS[joint.removeprefix("left_").removeprefix("right_")] for joint in joints.split()]
+    return _skeleton(name, joints, sigmas, _ARMS + limbs)
+
+
+_OPENPOSE_ARMS = "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist "
+_OPENPOSE_REST = "right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear "
+# OpenPose's two bodies, MediaPipe's (BlazePose), AlphaPose's Halpe-26, MPII: order as in their documentation.
+OPENPOSE18 = _body("openpose18", _OPENPOSE_ARMS + _OPENPOSE_REST, "nose-neck")
+OPENPOSE25 = _body(
+    "openpose25",
+    _OPENPOSE_ARMS + "mid_hip " + _OPENPOSE_REST + "left_big_toe left_small_toe left_heel right_big_toe "
+    "right_small_toe right_heel",
+    "nose-neck neck-mid_hip left_ankle-left_heel right_ankle-right_heel left_ankle-left_big_toe "
+    "right_ankle-right_big_toe",
+)
+BLAZEPOSE = _body(
+    "blazepose",
+    "nose left_eye_inner left_eye left_eye_outer right_eye_inner right_eye right_eye_outer left_ear right_ear "
+    "left_mouth right_mouth left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist left_pinky "
+    "right_pinky left_index right_index left_thumb right_thumb left_hip right_hip left_knee right_knee left_ankle "
+    "right_ankle left_heel right_heel left_foot_index right_foot_index",
+    "left_ankle-left_heel right_ankle-right_heel left_heel-left_foot_index right_heel-right_foot_index",
+)
+HALPE26 = _body(
+    "halpe26",
+    " ".join(COCO.joints) + " head neck mid_hip left_big_toe right_big_toe left_small_toe right_small_toe left_heel "
+    "right_heel",
+    "head-neck neck-mid_hip left_ankle-left_heel right_ankle-right_heel",
+)
+MPII = _body(
+    "mpii",
+    "right_ankle right_knee right_hip left_hip left_knee left_ankle pelvis thorax neck head_top right_wrist "
+    "right_elbow right_shoulder left_shoulder left_elbow left_wrist",
+    "pelvis-thorax thorax-neck neck-head_top",
+)
+
+SKELETONS = {
+    skeleton.name: skeleton
+    for skeleton in (COCO, POSETRACK, POSETRACK17, CROWDPOSE, OPENPOSE18, OPENPOSE25, BLAZEPOSE, HALPE26, MPII)
+}
+
+_SAME = {"top_head": "head_top", "pelvis": "mid_hip"}
+
+
+def joints_in(wanted: Sequence[str], given: Sequence[str]) -> np.ndarray:
+    """[len(wanted)] where each joint stands in `given`, by name; -1 where it does not."""
+    place = {_SAME.get(joint, joint): index for index, joint in enumerate(given)}
+    return np.array([place.get(_SAME.get(joint, joint), -1) for joint in wanted])
 
 
 def load_skeleton(name_or_file: str) -> Skeleton:

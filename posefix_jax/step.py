@@ -316,18 +316,18 @@ class Refined(NamedTuple):
     moved: Bool[Array, "B K"]
 
 
-def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True):
+def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, iterations: int = 1):
     """The refinement step, to be jitted: (variables, crops, crop_xy, present) -> `Refined`.
 
     Crops are [B, H, W, 3] in 0..255, RGB, any dtype; the pose is in crop pixels. With `flip` the mirrored crop is
-    run too; the `ks` decoder averages the two maps, the `soft-argmax` one the two poses. Joints the spec does not train keep their input.
+    run too; the `ks` decoder averages the two maps, the `soft-argmax` one the two poses. Joints the spec does not train keep their input. Of several `iterations` each
+    takes the pose of the one before, filled-in joints too, in the same crop; `input_ks` is then the first one's.
     """
     decode, skeleton, model = spec.decode, spec.skeleton, spec.model
     trained = jnp.asarray(spec.trained_joints)
     flip_index = skeleton.flip_index
 
-    def refine_step(variables, crops, crop_xy, present) -> Refined:
-        crops = crops.astype(jnp.float32)
+    def once(variables, crops, crop_xy, present) -> Refined:
         seen = present & trained
         crop_xy = jnp.where(present[..., None], crop_xy, 0.0)
         maps = [_maps(network(variables, crops, crop_xy, seen), decode)]
@@ -360,6 +360,16 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True):
         better = (output_ks - input_ks > keep_margin) & (output_ks >= min_ks)
         moved = trained & (~present | better)
         return Refined(jnp.where(moved[..., None], out_xy, crop_xy), input_ks, output_ks, moved)
+
+    def refine_step(variables, crops, crop_xy, present) -> Refined:
+        crops = crops.astype(jnp.float32)
+        first = last = once(variables, crops, crop_xy, present)
+        moved = first.moved
+        for _ in range(iterations - 1):
+            last = once(variables, crops, last.crop_xy, present | moved)
+            moved |= last.moved
+            last = last._replace(output_ks=jnp.where(last.moved, last.output_ks, last.input_ks))
+        return Refined(last.crop_xy, first.input_ks, last.output_ks, moved)
 
     return refine_step
 

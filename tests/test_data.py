@@ -9,9 +9,10 @@ from conftest import detections_of, make_people
 
 from posefix_jax import geometry
 from posefix_jax.data.coco import box_iou, read_annotations, read_results
-from posefix_jax.data.images import UnreadableImage, decode_jpeg, find_images, read_image, warp_affine
+from posefix_jax.data.images import UnreadableImage, decode_jpeg, read_image, warp_affine
 from posefix_jax.data.pipeline import People, evaluation_batches, to_arrays, training_batches
 from posefix_jax.data.records import Manifest, Record
+from posefix_jax.data.sources import Images
 from posefix_jax.prepare import PrepareOptions, patch_side, prepare
 from posefix_jax.skeleton import COCO
 from posefix_jax.types import PosefixError
@@ -183,19 +184,29 @@ def test_warp_shrinks_without_aliasing():
     assert np.abs(small[..., 1] - expected[None]).max() < 1.5 and np.abs(small[..., 2] - expected[:, None]).max() < 1.5
 
 
-def test_find_images(tmp_path):
-    for name in ("000000000139.jpg", "im00012.png", "frame_7.txt"):
+def test_photographs_are_found_by_what_rows_call_them(tmp_path):
+    for name in ("000000000139.jpg", "im00012.png", "frame_7.txt", "deep/im00012.png", "a/7/000.jpg", "b/7/000.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    assert find_images(tmp_path, [139, 5]) == {139: tmp_path / "000000000139.jpg"}
-    assert find_images(tmp_path, ["im00012"]) == {"im00012": tmp_path / "im00012.png"}
+    images = Images(tmp_path)
+    assert images.find_all([139, 5]) == {139: "000000000139.jpg"}
+    assert images.find("im00012") == "im00012.png"  # before one that lies deeper
+    assert images.find("images/val/b/7/000.jpg") == "b/7/000.jpg"
+    with pytest.raises(PosefixError, match="may be a/7/000.jpg or b/7/000.jpg"):
+        images.find("c/000.jpg")
+    with pytest.raises(PosefixError, match="none of the photographs"):
+        images.find_all([3])
+    for outside in ("../secret.jpg", str(tmp_path.parent / "secret.jpg")):
+        (tmp_path.parent / "secret.jpg").write_bytes(b"x")
+        assert images.find(outside) is None and Images(tmp_path, {1: outside}).find(1) is None
     (tmp_path / "000000000139.jpg").unlink()
-    assert find_images(tmp_path, [12]) == {12: tmp_path / "im00012.png"}
-    with pytest.raises(PosefixError, match="none of the 1 photographs"):
-        find_images(tmp_path, [3])
+    (tmp_path / "a" / "7" / "000.jpg").unlink()
+    (tmp_path / "b" / "7" / "000.jpg").unlink()
+    assert Images(tmp_path).find(12) == "im00012.png"
     with pytest.raises(PosefixError, match="no such image folder"):
-        find_images(tmp_path / "none", [3])
+        Images(tmp_path / "none")
     with pytest.raises(UnreadableImage):
-        read_image(tmp_path / "im00012.png")
+        images.read("im00012.png")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,10 @@ def start(preset: Path, out: Path, *, processes: int = 1, devices: int = 1, argu
         cwd=ROOT,
         env=os.environ
         | COMPILED
-        | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"},
+        | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            "JAX_PLATFORMS": "cpu",
+        },
         stderr=subprocess.PIPE,
         text=True,
     )

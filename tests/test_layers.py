@@ -14,9 +14,9 @@ LAYERS = {
     **dict.fromkeys(["synthesis", "augment", "heatmaps", "optimizer", "sharding"], 2),
     **dict.fromkeys(["losses", "models", "data", "evaluation", "report"], 3),
     **dict.fromkeys(["step"], 4),
-    **dict.fromkeys(["config", "checkpoints", "weights"], 5),
-    **dict.fromkeys(["feed", "validate", "prepare", "refiner", "evaluate", "import_weights"], 6),
-    **dict.fromkeys(["monitor", "ship", "refine", "export"], 7),
+    **dict.fromkeys(["config", "checkpoints", "weights", "parts"], 5),
+    **dict.fromkeys(["feed", "validate", "prepare", "refiner", "evaluate", "import_weights", "job"], 6),
+    **dict.fromkeys(["monitor", "ship", "refine", "convert", "export"], 7),
     **dict.fromkeys(["train", "demo"], 8),
     **dict.fromkeys(["cli", "__init__"], 9),
 }

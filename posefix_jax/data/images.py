@@ -1,17 +1,16 @@
 """Photographs in."""
 
-import re
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 
+# A small file can say that it is a huge photograph. OpenCV reads its limit (2^30 pixels) once, as it is imported.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+
 import cv2
 import numpy as np
-
-from posefix_jax.types import PosefixError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class UnreadableImage(Exception):
@@ -19,25 +18,32 @@ class UnreadableImage(Exception):
 
 
 def read_image(path: Path, *, exif: bool = False) -> np.ndarray:
+    """`decode_image` of a file. Raises UnreadableImage."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from error
+    return decode_image(data, exif=exif)
+
+
+def decode_image(data: bytes, *, exif: bool = False) -> np.ndarray:
     """[H, W, 3] uint8, RGB. Grayscale is repeated, alpha dropped, 16 bits reduced to 8.
 
     Args:
       exif: turn the photograph as its EXIF orientation says. COCO's annotations ignore it, and so do we by default.
 
     Raises:
-      UnreadableImage: no such file, or not an image that OpenCV decodes.
+      UnreadableImage: not an image that OpenCV decodes, or one of more pixels than 2^28 or, where it is set,
+        the environment's OPENCV_IO_MAX_IMAGE_PIXELS.
     """
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UnreadableImage(error.strerror or str(error)) from error
     flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error as error:
-        raise UnreadableImage(f"OpenCV: {error.err}") from error
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except (cv2.error, MemoryError) as error:
+        limit = "; raise the environment's OPENCV_IO_MAX_IMAGE_PIXELS" if "pixels" in str(error).lower() else ""
+        raise UnreadableImage(f"OpenCV: {' '.join(str(getattr(error, 'err', error)).split())}{limit}") from error
     if image is None:
-        raise UnreadableImage("empty file" if not data.size else "not an image that OpenCV decodes")
+        raise UnreadableImage("not an image that OpenCV decodes" if data else "empty file")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -102,53 +108,3 @@ def ordered_map(pool: Executor, function: Callable, items: Iterable, ahead: int 
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
-
-
-def find_images(folder: Path, image_ids: Iterable[int | str], names: Mapping | None = None) -> dict:
-    """The file of each image id: by the name an annotation file gives, else by a file stem equal to the id.
-
-    A stem that is a number equals the id whatever its leading zeros (COCO's `000000000139.jpg` is 139); the last
-    number of a stem counts if no stem is a bare number (`im00012.jpg` is 12). Ids without a file are left out.
-
-    Raises:
-      PosefixError: no such folder, not one of the ids has a file in it, or an id could be two files.
-    """
-    if not folder.is_dir():
-        raise PosefixError(f"{folder}: no such image folder")
-    ids = list(dict.fromkeys(image_ids))
-    if names is not None:
-        found = {}
-        for i in ids:
-            # COCO's names are bare; where a name has folders, the file may lie there or right here.
-            places = [folder / names[i], folder / Path(names[i]).name] if i in names else []
-            path = next((path for path in places if path.is_file()), None)
-            if path is not None:
-                found[i] = path
-    else:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-        by_stem, by_number, by_last_number = defaultdict(list), defaultdict(list), defaultdict(list)
-        for path in files:
-            by_stem[path.stem].append(path)
-            digits = re.findall(r"\d+", path.stem)
-            if path.stem.isdecimal():
-                by_number[int(path.stem)].append(path)
-            elif digits:
-                by_last_number[int(digits[-1])].append(path)
-        by_number = by_number or by_last_number
-        found = {}
-        for i in ids:
-            paths = by_stem.get(str(i)) or (by_number.get(int(i), []) if str(i).isdecimal() else [])
-            if len(paths) > 1:
-                raise PosefixError(
-                    f"{folder}: image id {i} may be {paths[0].name} or {paths[1].name}; give --annotations for the names"
-                )
-            if paths:
-                found[i] = paths[0]
-    if ids and not found:
-        example = names.get(ids[0], ids[0]) if names is not None else ids[0]
-        raise PosefixError(
-            f"{folder}: none of the {len(ids)} photographs is here (looked for {example!r} and others by "
-            f"{'file name' if names is not None else 'image id'}); check --images"
-            + ("" if names is not None else ", or give --annotations for the file names")
-        )
-    return found

@@ -16,6 +16,7 @@ from absl import flags
 
 from posefix_jax.data.images import UnreadableImage, decode_jpeg
 from posefix_jax.data.records import MAX_DETECTED, MAX_OTHERS, Manifest, Record
+from posefix_jax.skeleton import joints_in
 from posefix_jax.types import PosefixError
 
 
@@ -64,7 +65,7 @@ class People:
         theirs = manifest.skeleton.joints
         if theirs == self.skeleton.joints:
             return None
-        index = np.array([theirs.index(joint) if joint in theirs else -1 for joint in self.skeleton.joints])
+        index = joints_in(self.skeleton.joints, theirs)
         if (index < 0).all():
             raise PosefixError(
                 f"{folder}: its joints ({', '.join(theirs[:4])}, ...) share no name with those of {self.folders[0]} "

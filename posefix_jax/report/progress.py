@@ -5,10 +5,11 @@ import time
 
 
 class Progress:
-    """Counts up to `total`; on a terminal one line that overwrites itself, else a line now and then."""
+    """Counts up to `total` (None: not known); on a terminal one line that overwrites itself, else one now and then."""
 
-    def __init__(self, name: str, total: int, *, unit: str, done: int = 0):
+    def __init__(self, name: str, total: int | None, *, unit: str, done: int = 0):
         self.name, self.total, self.unit, self.start_at, self.done = name, total, unit, done, done
+        self.note = ""
         self._tty = sys.stderr.isatty()
         self._every = 0.2 if self._tty else 15.0
         self._started = self._printed = time.monotonic()
@@ -17,10 +18,15 @@ class Progress:
         return self
 
     def __exit__(self, *failed) -> None:
-        if not failed[0]:
+        # What is not known to be long says nothing unless it was.
+        if not failed[0] and (self.total is not None or time.monotonic() - self._started > 2):
             self._print()
         if self._tty:
             print(file=sys.stderr)
+
+    def skip(self, count: int) -> None:
+        """So many were done before: they count, but not for the rate."""
+        self.start_at += count
 
     def update(self, done: int) -> None:
         self.done = done
@@ -31,8 +37,14 @@ class Progress:
         self._printed = time.monotonic()
         seconds = max(self._printed - self._started, 1e-6)
         rate = (self.done - self.start_at) / seconds
-        left = f", {format_seconds((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
-        line = f"{self.name}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}"
+        known = self.total is not None
+        left = (
+            f", {format_seconds((self.total - self.done) / rate)} left"
+            if known and rate and self.done < self.total
+            else ""
+        )
+        count = f"{self.done}/{self.total}" if known else f"{self.done}"
+        line = f"{self.name}: {count} {self.unit}, {rate:.1f}/s{left}{self.note}"
         print(f"\r\033[K{line}" if self._tty else line, end="" if self._tty else "\n", file=sys.stderr, flush=True)
 
 

@@ -1,0 +1,208 @@
+"""JSON of any size: its lists an element at a time, and edits that leave every other character as it was."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from posefix_jax.types import PosefixError
+
+CHUNK = 1 << 18
+LONGEST = 1 << 26
+"""Bytes that one element of a list may have; a longer one is taken for a broken file."""
+
+_decoder = json.JSONDecoder()
+_space = re.compile(r"[ \t\r\n]*")
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """Bytes, whatever they come from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Item(NamedTuple):
+    """An element of a list: the text between the one before and this, its own text, its value.
+
+    The last item of a document has the text after the last element, "", and None.
+    """
+
+    lead: str
+    text: str
+    value: object
+
+
+class JsonStream:
+    """Reads a document from a binary file, holding no more than one element and a chunk.
+
+    Every method raises PosefixError with `name` and the byte at fault where the text is not UTF-8 or not JSON.
+    """
+
+    def __init__(self, file: Readable, name: str):
+        self._file, self._name = file, name
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._text, self._at, self._before = "", 0, 0
+
+    def peek(self) -> str:
+        """The next character; "" at the end."""
+        if self._at == len(self._text):
+            self._fill(CHUNK)
+        return self._text[self._at : self._at + 1]
+
+    def space(self) -> str:
+        """Takes white space (and, at the start, a byte order mark)."""
+        taken = ""
+        if not self._before and not self._at and self.peek() == "\ufeff":
+            taken, self._at = "\ufeff", 1
+        while self.peek():
+            end = _space.match(self._text, self._at).end()
+            taken += self._text[self._at : end]
+            self._at = end
+            if end < len(self._text):
+                break
+        return taken
+
+    def take(self, expected: str) -> str:
+        """Takes one character, one of `expected`."""
+        found = self.peek()
+        if not found or found not in expected:
+            raise self.broken(f"expected {' or '.join(expected)}, found {found or 'the end'!r}")
+        self._at += 1
+        return found
+
+    def value(self, longest: int | None = LONGEST) -> tuple[object, str]:
+        """Takes a value; returns it and its text."""
+        grow = CHUNK
+        while True:
+            try:
+                value, end = _decoder.raw_decode(self._text, self._at)
+                # A number at the end of what was read may go on.
+                if end < len(self._text) or self._text[end - 1] in '}]"' or not self._fill(grow):
+                    text, self._at = self._text[self._at : end], end
+                    return value, text
+            except ValueError as error:
+                long = longest is not None and len(self._text) - self._at > longest
+                if long or not self._fill(grow):
+                    raise self.broken(getattr(error, "msg", str(error)), getattr(error, "pos", self._at)) from error
+            except RecursionError as error:
+                raise self.broken("nested too deep") from error
+            grow *= 2
+
+    def items(self, lead: str = "") -> Iterator[Item]:
+        """The elements of the list that comes next; then an item whose lead ends in the closing bracket."""
+        lead += self.take("[") + self.space()
+        if self.peek() == "]":
+            yield Item(lead + self.take("]"), "", None)
+            return
+        while True:
+            value, text = self.value()
+            yield Item(lead, text, value)
+            lead = self.space()
+            ends = self.take(",]")
+            lead += ends
+            if ends == "]":
+                yield Item(lead, "", None)
+                return
+            lead += self.space()
+
+    def members(self) -> Iterator[tuple[str, str]]:
+        """The names of the object that comes next, each with the text before its value, which the caller takes.
+
+        Last comes "" with the text that closes the object.
+        """
+        lead = self.take("{") + self.space()
+        if self.peek() == "}":
+            yield "", lead + self.take("}")
+            return
+        while True:
+            if self.peek() != '"':
+                raise self.broken("expected a name in double quotes")
+            name, text = self.value()
+            yield name, lead + text + self.space() + self.take(":") + self.space()
+            lead = self.space()
+            ends = self.take(",}")
+            lead += ends
+            if ends == "}":
+                yield "", lead
+                return
+            lead += self.space()
+
+    def rest(self) -> str:
+        """White space up to the end of the file; anything else is an error."""
+        taken = self.space()
+        if self.peek():
+            raise self.broken("something follows the end of the document")
+        return taken
+
+    def broken(self, why: str, place: int | None = None) -> PosefixError:
+        byte = self._before + len(self._text[: self._at if place is None else place].encode("utf-8", "surrogatepass"))
+        return PosefixError(f"{self._name}: broken JSON at byte {byte} ({why})")
+
+    def _fill(self, size: int) -> bool:
+        try:
+            data = self._file.read(size)
+            more = self._decode(data, not data)
+        except UnicodeDecodeError as error:
+            raise PosefixError(f"{self._name}: not JSON text ({error})") from error
+        except EOFError as error:
+            raise PosefixError(f"{self._name}: the compressed file is cut short ({error})") from error
+        if self._at > CHUNK:
+            self._before += len(self._text[: self._at].encode("utf-8", "surrogatepass"))
+            self._text, self._at = self._text[self._at :], 0
+        self._text += more
+        return bool(data)
+
+
+def edit(text: str, changes: Mapping[tuple, object]) -> str:
+    """The JSON text with other values at some paths, tuples of names and indices; all other characters stay.
+
+    A name that an object lacks is added at its end, the index just after a list's end appended.
+    """
+    tree: dict = {}
+    for path, value in changes.items():
+        node = tree
+        for step in path[:-1]:
+            node = node.setdefault(step, {})
+        node[path[-1]] = _New(json.dumps(value))
+    pieces, done = [], 0
+    spans: list[tuple[int, int, str]] = []
+    _find(text, _space.match(text).end(), tree, spans)
+    for start, end, new in spans:
+        pieces += text[done:start], new
+        done = end
+    return "".join([*pieces, text[done:]])
+
+
+class _New(str):
+    """The text of a new value."""
+
+
+def _find(text: str, at: int, tree, spans: list) -> int:
+    """Lists the spans that the tree changes in the value at `at`; returns where that ends."""
+    if isinstance(tree, _New):
+        end = _decoder.raw_decode(text, at)[1]
+        spans.append((at, end, tree))
+        return end
+    kind = text[at]
+    if tree is None or kind not in "{[":
+        return _decoder.raw_decode(text, at)[1]
+    missing, index, at = dict(tree), 0, _space.match(text, at + 1).end()
+    empty = text[at] in "}]"
+    while text[at] not in "}]":
+        key = index
+        if kind == "{":
+            key, at = _decoder.raw_decode(text, at)
+            at = _space.match(text, _space.match(text, at).end() + 1).end()
+        missing.pop(key, None)
+        at = _space.match(text, _find(text, at, tree.get(key), spans)).end()
+        index += 1
+        if text[at] == ",":
+            at = _space.match(text, at + 1).end()
+    for key, new in missing.items():
+        if isinstance(new, _New):
+            added = f"{json.dumps(key)}: {new}" if kind == "{" else new
+            spans.append((at, at, added if empty else ", " + added))
+            empty = False
+    return at + 1

@@ -1,0 +1,208 @@
+"""Where photographs lie: a folder, a zip, tar shards, a video, or a URL of any of them."""
+
+import re
+import tarfile
+import threading
+import zipfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+import cv2
+import fsspec
+import numpy as np
+
+from posefix_jax.data.images import UnreadableImage, decode_image
+from posefix_jax.types import PosefixError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+LARGEST = 1 << 30
+"""Bytes that one compressed photograph may have."""
+
+
+class Images:
+    """The photographs of a place, found by what rows call them, read from several threads.
+
+    Nothing outside the place is ever opened: names are looked up among those that it lists.
+
+    Args:
+      place: a folder (looked through to its depths), `.zip`, `.tar`, a pattern of them (`shards/*.tar`), a video
+        (frame index as image id), a local path or any URL that fsspec opens.
+      names: file names by image id, as an annotation file gives them; for ids that it lacks, and without it, names
+        are matched with the id itself.
+
+    Raises:
+      PosefixError: there is no such place.
+    """
+
+    def __init__(self, place: str | Path, names: Mapping | None = None):
+        self.place, self._names = str(place), names
+        self._video = _Video(self.place) if self.place.lower().endswith(VIDEOS) else None
+        self._read: dict[str, Callable[[], bytes]] = {} if self._video else dict(_listed(self.place))
+        self._by_name, self._by_stem = defaultdict(list), defaultdict(list)
+        by_number, by_last_number = defaultdict(list), defaultdict(list)
+        for path in sorted(self._read, key=lambda path: (path.count("/"), path)):
+            name = PurePosixPath(path)
+            self._by_name[name.name].append(path)
+            self._by_stem[name.stem].append(path)
+            digits = re.findall(r"\d+", name.stem)
+            if name.stem.isdecimal():
+                by_number[int(name.stem)].append(path)
+            elif digits:
+                by_last_number[int(digits[-1])].append(path)
+        self._by_number = by_number or by_last_number
+
+    def find(self, image: int | str) -> str | int | None:
+        """What `read` takes for the photograph that a row calls so; None if it is not here.
+
+        By the name that `names` gives, the path, or the file's name; else by a stem equal to the id. A stem that is
+        a number equals the id whatever its leading zeros (COCO's `000000000139.jpg` is 139); the last number of a
+        stem counts if no stem is a bare number (`im00012.jpg` is 12).
+
+        Raises:
+          PosefixError: it could be two files.
+        """
+        if self._video is not None:
+            digits = re.findall(r"\d+", str(image))
+            return int(digits[-1]) if digits and int(digits[-1]) < self._video.frames else None
+        if self._names is not None and image in self._names:
+            return self._one(image, self._path(self._names[image]))
+        named = self._path(str(image))
+        number = self._by_number.get(int(image), []) if str(image).isdecimal() else []
+        return self._one(image, named or self._by_stem.get(str(image)) or number)
+
+    def find_all(self, images: Iterable[int | str]) -> dict:
+        """`find` of each, those that are here.
+
+        Raises:
+          PosefixError: not one of them is.
+        """
+        ids = list(dict.fromkeys(images))
+        found = {image: path for image in ids if (path := self.find(image)) is not None}
+        if ids and not found:
+            raise self.none_of(ids[0])
+        return found
+
+    def none_of(self, example: int | str) -> PosefixError:
+        """The error that not one photograph is here."""
+        named = self._names is not None and example in self._names
+        example = self._names[example] if named else example
+        return PosefixError(
+            f"{self.place}: none of the photographs is here (looked for {example!r} and others by "
+            f"{'file name' if named else 'image id'}); check --images"
+            + ("" if named else ", or give --annotations for the file names")
+        )
+
+    def read(self, path: str | int, *, exif: bool = False) -> np.ndarray:
+        """[H, W, 3] uint8 RGB of what `find` gave. Raises UnreadableImage."""
+        if self._video is not None:
+            return self._video.read(int(path))
+        try:
+            data = self._read[path]()
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            raise UnreadableImage(f"{getattr(error, 'strerror', None) or error}") from error
+        return decode_image(data, exif=exif)
+
+    def _path(self, name: str) -> list[str]:
+        """COCO's names are bare; where a name has folders, the file may lie there or right here."""
+        name = name.removeprefix("./")
+        if name in self._read:
+            return [name]
+        alike = [(_common_end(path, name), path) for path in self._by_name.get(PurePosixPath(name).name, ())]
+        most = max(alike, default=(0, ""))[0]
+        return [path for common, path in alike if common == most]
+
+    def _one(self, image, paths: list[str]) -> str | None:
+        shallow = [path for path in paths if path.count("/") == paths[0].count("/")]
+        if len(shallow) > 1:
+            raise PosefixError(
+                f"{self.place}: image id {image} may be {shallow[0]} or {shallow[1]}; give --annotations for the names"
+            )
+        return shallow[0] if shallow else None
+
+
+def _common_end(a: str, b: str) -> int:
+    """How many folders and names two paths end in together."""
+    common = 0
+    for x, y in zip(reversed(a.split("/")), reversed(b.split("/")), strict=False):
+        if x != y:
+            break
+        common += 1
+    return common
+
+
+def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
+    """The photographs of a place by their paths in it, each with a function that reads it."""
+    try:
+        files, root = fsspec.url_to_fs(place)
+        if place.lower().endswith((".zip", ".tar")):
+            archives = sorted(files.glob(root)) if any(c in root for c in "*?[") else [root]
+            if not archives or not files.isfile(archives[0]):
+                raise PosefixError(f"{place}: no such archive")
+            for archive in archives:
+                yield from (_zipped if archive.lower().endswith(".zip") else _tarred)(files, archive)
+        elif place.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+            raise PosefixError(
+                f"{place}: a compressed tar cannot be read at random; unpack it, or make it .tar or .zip"
+            )
+        elif not files.isdir(root):
+            raise PosefixError(f"{place}: no such image folder (nor .zip, .tar or video)")
+        else:
+            for path in files.find(root):
+                if path.lower().endswith(SUFFIXES):
+                    yield path[len(root.rstrip("/")) + 1 :], lambda path=path: files.cat_file(path)
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        raise PosefixError(f"{place}: not an archive that can be read ({error})") from error
+    except (ImportError, ValueError) as error:  # a kind of URL that fsspec does not know, or whose package is missing
+        raise PosefixError(f"{place}: {error}") from error
+
+
+def _tarred(files, archive: str):
+    with files.open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if member.isreg() and member.name.lower().endswith(SUFFIXES) and member.size <= LARGEST:
+                start, end = member.offset_data, member.offset_data + member.size
+                yield member.name.removeprefix("./"), lambda start=start, end=end: files.cat_file(archive, start, end)
+
+
+def _zipped(files, archive: str):
+    packed = zipfile.ZipFile(files.open(archive, "rb"))  # its reads lock; open for the life of the process
+    for member in packed.infolist():
+        if not member.is_dir() and member.filename.lower().endswith(SUFFIXES) and member.file_size <= LARGEST:
+            yield member.filename, lambda member=member: packed.read(member)
+
+
+class _Video:
+    """Frames by index. Decoding runs forwards; a few frames are kept, for threads that come out of turn."""
+
+    KEPT = 32
+
+    def __init__(self, path: str):
+        self._path, self._lock = path, threading.Lock()
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._open()
+        self.frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) or 1 << 62
+
+    def _open(self) -> None:
+        self._capture, self._next = cv2.VideoCapture(self._path), 0
+        if not self._capture.isOpened():
+            raise PosefixError(f"{self._path}: no such video, or not one that OpenCV decodes")
+
+    def read(self, frame: int) -> np.ndarray:
+        with self._lock:
+            if frame in self._kept:
+                return self._kept[frame]
+            if frame < self._next:
+                self._open()
+            while self._next <= frame:
+                near = frame - self._next < self.KEPT
+                ok, image = self._capture.read() if near else (self._capture.grab(), None)
+                if not ok:
+                    raise UnreadableImage(f"frame {self._next} of the video does not decode")
+                if near:
+                    self._kept[self._next] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                    if len(self._kept) > self.KEPT:
+                        self._kept.popitem(last=False)
+                self._next += 1
+            return self._kept[frame]
