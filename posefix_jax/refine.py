@@ -18,6 +18,7 @@ from posefix_jax.parts import Parts, merge
 from posefix_jax.refiner import Group, Outcome, Refiner
 from posefix_jax.report.pictures import GREEN, RED, draw_pose, side_by_side, write_picture
 from posefix_jax.report.progress import Progress
+from posefix_jax.sharding import keep_compiled
 from posefix_jax.skeleton import joints_in, load_skeleton
 from posefix_jax.types import PosefixError
 
@@ -103,6 +104,7 @@ def refine(options: RefineOptions) -> dict:
     Raises:
       PosefixError: bad input; with `strict` also a row that cannot be refined.
     """
+    keep_compiled()
     refiner = Refiner.load(
         options.checkpoint,
         flip=options.flip,

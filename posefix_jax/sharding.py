@@ -1,9 +1,11 @@
 """The only builder of a Mesh: data parallelism, the batch split over every device, the state on each."""
 
 import os
+import platform
 import socket
 import sys
 import threading
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +94,27 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
     finally:
         watchdog.cancel()
         mark.unlink(missing_ok=True)
+
+
+def keep_compiled() -> None:
+    """Keeps programs that took long to compile for the next start, in the user's cache folder, one per kind of CPU.
+
+    Where JAX_COMPILATION_CACHE_DIR (or jax's own option) names a place, that stays.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        kind = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        kind = platform.processor()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "posefix_jax" / f"compiled-{zlib.crc32(kind.encode()):08x}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: every start compiles
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def data_mesh() -> Mesh:

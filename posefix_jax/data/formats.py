@@ -72,6 +72,7 @@ class Document:
 
     def _unfit(self, row: int, value, error: Exception) -> PosefixError:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        what = "a list in it has too few elements" if isinstance(error, IndexError) else what
         return PosefixError(f"{self.path}: row {row}: {what} (read as {self.layout.name})")
 
     def render(self, element: Element, changes: Mapping[int, tuple[np.ndarray, np.ndarray]], scores: Mapping) -> object:
@@ -192,7 +193,7 @@ def open_document(path: str, *, skeleton: Skeleton | None, preferred: Skeleton) 
     layout, names = LAYOUTS[name], None
     if name == "coco-annotations":
         with open_binary(path) as file:
-            names, found = _names_and_joints(JsonStream(file, path))
+            names, found = _names_and_joints(JsonStream(file, path), path)
         skeleton = skeleton or found
     elif layout.skeleton is not None:
         skeleton = layout.skeleton
@@ -274,7 +275,7 @@ def _layout_of(entry, path: str) -> str:
     )
 
 
-def _names_and_joints(stream: JsonStream) -> tuple[dict, Skeleton | None]:
+def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict, Skeleton | None]:
     """File names by image id, and the skeleton, of a COCO or PoseTrack 2018 file with `images` and `categories`."""
     from posefix_jax.skeleton import skeleton_from_category
 
@@ -286,7 +287,7 @@ def _names_and_joints(stream: JsonStream) -> tuple[dict, Skeleton | None]:
                 if not text:
                     continue
                 if not isinstance(image, dict) or "id" not in image:
-                    raise stream.broken("an entry of images has no id")
+                    raise PosefixError(f"{path}: an entry of images has no id")
                 posetrack |= "vid_id" in image or "is_labeled" in image
                 if "file_name" in image:
                     names[image_id(image["id"])] = str(image["file_name"])

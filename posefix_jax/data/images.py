@@ -8,6 +8,8 @@ from pathlib import Path
 
 # A small file can say that it is a huge photograph. OpenCV reads its limit (2^30 pixels) once, as it is imported.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+# What it cannot decode is for the report to say, not for the terminal.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 import cv2
 import numpy as np

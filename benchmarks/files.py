@@ -1,0 +1,251 @@
+"""What `posefix refine` promises of files: any damage, any kill, any size; and how fast they are read and written.
+
+    python benchmarks/files.py fuzz [--cases 10000] [--write]
+    python benchmarks/files.py kills DETECTIONS IMAGES [--kills 50] [--write]
+    python benchmarks/files.py memory DETECTIONS IMAGES [--rows 100000 1000000 10000000] [--write]
+    python benchmarks/files.py rates DETECTIONS IMAGES [--write]
+
+`kills` and `memory` run the command itself. In `memory` every 100,000th row names a photograph that is there: what is
+measured is the way of the rows through the job, which is the same for those that pass through.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from measure import write_result
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+REFINE = [sys.executable, "-m", "posefix_jax.cli", "refine"]
+
+
+def fuzz(options) -> dict:
+    import conftest
+    import fuzz as damage
+
+    from posefix_jax.models import DecodeConfig, ModelConfig, RefinerSpec
+    from posefix_jax.refine import RefineOptions, refine_rows
+    from posefix_jax.refiner import Refiner
+    from posefix_jax.skeleton import COCO
+
+    model = ModelConfig(backbone="resnet18", width=4, head_channels=4, crop_hw=(64, 64), pose_sigma=2.0)
+    spec = RefinerSpec(COCO, model, (True,) * 17, DecodeConfig("soft-argmax"))
+    refiner = Refiner(conftest.identity_network(spec), {}, spec, batch_size=8)
+    ends, quiet = Counter(), io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        truth, _ = conftest.make_people(Path(folder, "people"))
+        good = conftest.detections_of(truth)[:4]
+
+        def run(detections, images, out):
+            return refine_rows(refiner, RefineOptions((str(detections),), str(images), out, batch_size=8))
+
+        for seed in range(options.cases):
+            if seed % 500 == 0:
+                print(f"{seed}/{options.cases} {dict(ends)}", file=sys.stderr)
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                terminal, sys.stderr = sys.stderr, quiet
+                try:
+                    ends[damage.judge(run, Path(place), seed, good)] += 1
+                except Exception as error:
+                    ends["neither"] += 1
+                    print(f"seed {seed}: {type(error).__name__}: {error}", file=terminal)
+                finally:
+                    sys.stderr = terminal
+    return {"cases": options.cases, "ends": dict(ends)}
+
+
+def kills(options) -> dict:
+    """Random kills from start-up to the end; the killed run's bytes against a calm one's."""
+    moments, killed, parts = random.Random(0), 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        rows = json.loads(options.detections.read_text())
+        many = Path(folder, "d.json")
+        many.write_text(json.dumps(sorted(rows * options.times, key=lambda row: row["image_id"])))
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder, "compiled"))}
+        arguments = [str(many), "--images", str(options.images), "--batch-size", "16", "--part-rows", "16"]
+
+        def start(out: Path) -> subprocess.Popen:
+            command = [*REFINE, *arguments, "--out", str(out)]
+            return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+        calm, torn = Path(folder, "calm.json"), Path(folder, "torn.json")
+        begun = time.monotonic()
+        assert start(calm).wait() == 0
+        seconds = time.monotonic() - begun
+        process = None
+        while killed < options.kills:
+            process = start(torn)
+            try:
+                # From before the first part to some parts further on.
+                process.wait(moments.uniform(2.0, 2.0 + 2.2 * max(seconds / options.kills, 4.0)))
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                killed += 1
+                parts.append(len(list(Path(folder, "torn.json.parts").glob("*.part"))))
+        assert start(torn).wait() == 0
+        same = calm.read_bytes() == torn.read_bytes()
+        reports = [json.loads(Path(f"{path}.report.json").read_text()) for path in (calm, torn)]
+        left = [path.name for path in Path(folder).glob("torn.json*")]
+    return {
+        "rows": reports[0]["rows"],
+        "kills": killed,
+        "parts_done_at_each_kill": parts,
+        "same_bytes": same,
+        "same_report": reports[0] == reports[1],
+        "left_behind": sorted(set(left) - {"torn.json", "torn.json.report.json"}),
+    }
+
+
+def memory(options) -> dict:
+    """Peak resident memory of the command by the number of rows, and its rate."""
+    rows = json.loads(options.detections.read_text())
+    figures = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for count in options.rows:
+            many, out = Path(folder, "d.json"), Path(folder, "r.json")
+            with open(many, "w") as file:
+                file.write("[")
+                for i in range(count):
+                    row = rows[i % len(rows)] | ({} if i % 100000 == 0 else {"image_id": 10**9 + i})
+                    file.write((",\n" if i else "") + json.dumps(row))
+                file.write("]")
+            command = [*REFINE, str(many), "--images", str(options.images), "--out", str(out)]
+            begun = time.perf_counter()
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - begun
+            assert status == 0, status
+            figures[count] = {
+                "input_MB": many.stat().st_size >> 20,
+                "peak_MB": usage.ru_maxrss >> 10,
+                "seconds": round(seconds, 1),
+                "rows_per_s": round(count / seconds),
+            }
+            print(count, figures[count], file=sys.stderr)
+            with open(out) as file:
+                assert sum(line.count('"image_id"') for line in file) == count
+            for path in (many, out, Path(f"{out}.report.json")):
+                path.unlink()
+    return {"by_rows": figures}
+
+
+def rates(options) -> dict:
+    """Rows a second of the readers and writers over the json module's; photographs decoded a second."""
+    import cv2
+
+    from posefix_jax.convert import ConvertOptions, convert
+    from posefix_jax.data.compose import TARGETS
+    from posefix_jax.data.formats import open_document
+    from posefix_jax.data.images import decode_image
+    from posefix_jax.job import find_files
+    from posefix_jax.skeleton import COCO
+
+    rows = json.loads(options.detections.read_text())
+    rows = sorted((rows * (20000 // len(rows) + 1))[:20000], key=lambda row: row["image_id"])
+    figures: dict = {"rows": len(rows)}
+
+    def best(run) -> float:
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "r.json")
+        source.write_text(json.dumps(rows))
+        load = best(
+            lambda: [np.array(r["keypoints"], np.float64).reshape(-1, 3) for r in json.loads(source.read_text())]
+        )
+        dump = best(lambda: json.dumps(rows))
+        figures["json_module"] = {
+            "read_rows_per_s": round(len(rows) / load),
+            "write_rows_per_s": round(len(rows) / dump),
+        }
+        for name in TARGETS:
+            out = Path(folder, f"{name}.json" if not TARGETS[name].suffix else name)
+            begun = time.perf_counter()
+            terminal, sys.stderr = sys.stderr, io.StringIO()
+            try:
+                convert(ConvertOptions((str(source),), out, name, images=str(options.images)))
+            finally:
+                sys.stderr = terminal
+            whole = time.perf_counter() - begun
+
+            def read(out=out):
+                for path, _ in find_files([str(out)]):
+                    for element in open_document(path, skeleton=None, preferred=COCO).elements():
+                        assert element is not None
+
+            seconds = best(read)
+            figures[name] = {
+                "read_over_json": round(load / seconds, 2),
+                "read_rows_per_s": round(len(rows) / seconds),
+                "convert_rows_per_s": round(len(rows) / whole),
+            }
+        document = open_document(str(source), skeleton=None, preferred=COCO)
+        elements = list(document.elements())[:4000]
+        changed = np.arange(17) < 12
+
+        def render():
+            for element in elements:
+                document.render(element, {0: (element.poses[0].joints + 0.125, changed)}, {})
+
+        each = best(render) / len(elements)
+        figures["coco_with_12_joints_changed"] = {
+            "write_rows_per_s": round(1 / each),
+            "over_json_module": round(dump / len(rows) / each, 2),
+        }
+    photographs = [path.read_bytes() for path in sorted(options.images.glob("*.jpg"))[:60]]
+    cv2.setNumThreads(1)
+    decoders = {"opencv": decode_image}
+    try:
+        from PIL import Image
+
+        decoders["pillow"] = lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        import imageio.v3
+
+        decoders["imageio"] = imageio.v3.imread
+    except ImportError:
+        pass
+    figures["decode_per_s_and_core"] = {
+        name: round(len(photographs) / best(lambda decode=decode: [decode(data) for data in photographs]), 1)
+        for name, decode in decoders.items()
+    }
+    figures["gzip_rows_per_s"] = round(len(rows) / best(lambda: gzip.compress(json.dumps(rows).encode(), 6)))
+    figures["this_process_peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("fuzz", "kills", "memory", "rates"))
+    parser.add_argument("detections", type=Path, nargs="?")
+    parser.add_argument("images", type=Path, nargs="?")
+    parser.add_argument("--cases", type=int, default=10000)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--times", type=int, default=8, help="kills: the file's rows so many times")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
+    parser.add_argument("--folder", type=Path, default=None, help="memory: where there is room for 20 GB")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    write_result("files", {"what": options.what} | globals()[options.what](options))
+
+
+if __name__ == "__main__":
+    main()
