@@ -1,6 +1,9 @@
 """AP of estimators' poses before and after refinement, and rescored, with 95 % intervals of the differences.
 
 python benchmarks/real_detections.py --truth gt.json --images DIR [--checkpoint RUN] [--write] d1.json d2.json ...
+
+`--holdout 0.05` keeps the people that `posefix prepare --holdout 0.05` held out; `--variants` also runs each option of
+`posefix refine` that changes the result, alone.
 """
 
 import argparse
@@ -11,6 +14,7 @@ from pathlib import Path
 from measure import write_result
 
 from posefix_jax.evaluate import EvaluateOptions, evaluate
+from posefix_jax.prepare import held_out
 from posefix_jax.refine import RefineOptions, refine_rows
 from posefix_jax.refiner import Refiner
 
@@ -22,12 +26,19 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--keep-margin", type=float)
     parser.add_argument("--min-ks", type=float)
+    parser.add_argument("--holdout", type=float)
+    parser.add_argument("--variants", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("detections", type=Path, nargs="+")
     options = parser.parse_args()
-    refiner = Refiner.load(options.checkpoint, keep_margin=options.keep_margin, min_ks=options.min_ks)
+    decode = {"keep_margin": options.keep_margin, "min_ks": options.min_ks}
+    refiner = Refiner.load(options.checkpoint, **decode)
     figures = {"decode": str(refiner.spec.decode)}
     with tempfile.TemporaryDirectory() as folder:
+        if options.holdout is not None:
+            _keep_held_out(options, Path(folder))
+        if options.variants:
+            figures["variants"] = _variants(options, decode, Path(folder, "variant.json"))
         for detections in options.detections:
             rescored, refined = (Path(folder) / f"{kind}.json" for kind in ("rescored", "refined"))
             job = RefineOptions(
@@ -52,6 +63,46 @@ def main() -> None:
                     f"{kind}_interval": [round(value, 4) for value in scores["interval"]],
                 }
     write_result("real_detections", figures)
+
+
+def _keep_held_out(options, folder: Path) -> None:
+    """Replaces the files of the options by their rows of held-out photographs."""
+
+    def kept(rows: list, key: str) -> list:
+        return [row for row in rows if held_out(row[key], options.holdout)]
+
+    truth = json.loads(options.truth.read_text())
+    truth |= {"images": kept(truth["images"], "id"), "annotations": kept(truth["annotations"], "image_id")}
+    options.truth = folder / options.truth.name
+    options.truth.write_text(json.dumps(truth))
+    for i, detections in enumerate(options.detections):
+        options.detections[i] = folder / detections.name
+        options.detections[i].write_text(json.dumps(kept(json.loads(detections.read_text()), "image_id")))
+
+
+def _variants(options, decode: dict, out: Path) -> dict:
+    """AP of each estimator's poses with one option at a time other than its default."""
+    variants = {
+        "default": ({}, {}),
+        "no flip": ({"flip": False}, {}),
+        "2 iterations": ({"iterations": 2}, {}),
+        "3 iterations": ({"iterations": 3}, {}),
+        "missing kept": ({}, {"missing": "keep"}),
+        "min score 0.2": ({}, {"min_score": 0.2}),
+        "min score 0.4": ({}, {"min_score": 0.4}),
+        "rescored": ({}, {"rescore": True}),
+        "OKS-NMS 0.9": ({}, {"oks_nms": 0.9}),
+        "min KS 0": ({"min_ks": 0.0}, {}),
+    }
+    figures: dict = {name: {} for name in variants}
+    for name, (of_refiner, of_job) in variants.items():
+        refiner = Refiner.load(options.checkpoint, **(decode | of_refiner))
+        for detections in options.detections:
+            places = {"images": str(options.images), "annotations": options.truth, "out": out}
+            refine_rows(refiner, RefineOptions((str(detections),), **places, **of_job))
+            scores = evaluate(EvaluateOptions(results=out, annotations=options.truth, against=detections, samples=200))
+            figures[name][detections.stem] = round(scores["difference"]["AP"], 4)
+    return figures
 
 
 if __name__ == "__main__":

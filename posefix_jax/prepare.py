@@ -68,11 +68,11 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
     images = Images(options.images, annotations.file_names)
     files = images.find_all(p.image_id for p in annotations.people)
     detected = match_detections(annotations, options.detections)
-    held_out = [_held_out(person.image_id, options.holdout) for person in annotations.people]
-    parts = {options.out: [p for p, out in zip(annotations.people, held_out, strict=True) if not out]}
+    apart = [held_out(person.image_id, options.holdout) for person in annotations.people]
+    parts = {options.out: [p for p, out in zip(annotations.people, apart, strict=True) if not out]}
     if options.holdout:
         folder = options.out.with_name(options.out.name + "-holdout")
-        parts[folder] = [p for p, out in zip(annotations.people, held_out, strict=True) if out]
+        parts[folder] = [p for p, out in zip(annotations.people, apart, strict=True) if out]
     for folder, people in parts.items():
         if not people:
             raise PosefixError(f"{folder}: no people for it; change --holdout")
@@ -96,7 +96,8 @@ def _partial(folder: Path) -> Path:
     return folder.with_name(folder.name + ".writing")
 
 
-def _held_out(image_id, share: float) -> bool:
+def held_out(image_id, share: float) -> bool:
+    """Whether a photograph is among the share that is not trained on: by its id alone, so that all its people are."""
     digest = hashlib.sha256(str(image_id).encode()).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
 

@@ -3,6 +3,8 @@
 import functools
 import heapq
 import math
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,11 +165,10 @@ class _Run:
         store = job.start(settings=self._settings(), check=self._check, shards=shards)
         if self._rows and not self._found:
             raise job.images.none_of(self._example)
-        mine = 0
+        kinds = ", ".join(sorted({document.layout.name for document in job.documents}))
+        print(f"reads {kinds} files with the joints of {job.skeleton.name}, {job.rows} poses", file=sys.stderr)
         with Progress("refine", job.rows, unit="poses") as progress:
-            for part in self._parts(store, index, shards, progress):
-                job.finish(part, store)
-                mine += len(part.poses)
+            mine = self._refine_parts(store, index, shards, progress)
         if options.pictures:
             self._write_pictures(store, index, shards)
         if shards > 1:
@@ -222,12 +223,17 @@ class _Run:
             raise PosefixError(f"{place} cannot be refined: {reason} (--strict)")
         part.reasons[row] = reason
 
-    def _parts(self, store: Parts, index: int, shards: int, progress: Progress) -> Iterator[Part]:
-        """Refines this process's parts that are not done yet; gives each when its last row is."""
+    def _refine_parts(self, store: Parts, index: int, shards: int, progress: Progress) -> int:
+        """Refines and writes this process's parts that are not there yet; returns how many rows they have."""
         waits: dict[str, float] = {}
         left: dict[int, int] = {}
-        whole: list[Part] = []  # without a row that waits for the devices
-        done = 0
+        done = mine = photographs = 0
+        begun = time.monotonic()
+
+        def finish(part: Part) -> None:
+            nonlocal mine
+            mine += len(part.poses)
+            self.job.finish(self._judged(part), store)
 
         def groups() -> Iterator[Group | None]:
             nonlocal done
@@ -248,12 +254,14 @@ class _Run:
                     if usable:
                         poses = np.stack([self._as_ours(part.poses[row].joints) for row in usable])
                         some.append(Group(image, poses, (part, usable), self.job.fractions))
-                left[part.number] = sum(len(group.poses) for group in some)
+                done += len(part.reasons)
+                left[part.number] = len(part.poses) - len(part.reasons)
                 if some:
                     yield from some
                     yield None
                 else:
-                    whole.append(part)
+                    finish(part)
+                    progress.update(done)
 
         def read(image):
             return self.job.images.read(self.job.images.find(image), exif=self.options.exif)
@@ -271,16 +279,17 @@ class _Run:
                 part.sizes[group.image] = group.size_hw
             left[part.number] -= 1
             done += 1
+            photographs += i == 0
             both = sum(waits.values()) or 1.0
             bound = max(waits, key=waits.get, default="decode")
-            progress.note = f", waits for {bound} {100 * waits.get(bound, 0) / both:.0f} %"
+            pace = photographs / max(time.monotonic() - begun, 1e-6)
+            share = 100 * waits.get(bound, 0) / both
+            progress.note = f", {pace:.1f} photographs/s, of its waiting {share:.0f} % is for {bound}"
             progress.update(done)
             if not left[part.number]:
-                yield self._judged(part)
-            while whole:
-                yield self._judged(whole.pop())
-        while whole:
-            yield self._judged(whole.pop())
+                del left[part.number]
+                finish(part)
+        return mine
 
     def _as_ours(self, joints: np.ndarray) -> np.ndarray:
         """A pose of the file in the refiner's joints; those that the file lacks are missing."""

@@ -110,7 +110,7 @@ class Document:
         return edit(element.text, edits) if edits else element.text
 
 
-PROBLEMS = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, StopIteration)
+PROBLEMS = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 """What reading a value of the wrong form raises."""
 
 

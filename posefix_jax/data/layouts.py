@@ -148,7 +148,9 @@ MARKS = ("landmarks", "pose_landmarks", "poseLandmarks")
 def _mediapipe(entry, image) -> Iterator[Pose]:
     known = [entry[key] for key in ("image_id", "file_name", "image", "frame") if key in entry]
     image = image_id(known[0]) if known else image
-    key = next(key for key in MARKS if key in entry)
+    key = next((key for key in MARKS if key in entry), None)
+    if key is None:
+        raise KeyError(MARKS[0])
     several = bool(entry[key]) and isinstance(entry[key][0], list)
     for i, marks in enumerate(entry[key] if several else [entry[key]] if entry[key] else []):
         joints = _numbers([[mark["x"], mark["y"], mark.get("visibility", 1.0)] for mark in marks])
