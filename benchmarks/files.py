@@ -33,6 +33,7 @@ REFINE = [sys.executable, "-m", "posefix_jax.cli", "refine"]
 
 def fuzz(options) -> dict:
     import conftest
+    import format_samples
     import fuzz as damage
 
     from posefix_jax.models import DecodeConfig, ModelConfig, RefinerSpec
@@ -57,7 +58,7 @@ def fuzz(options) -> dict:
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 terminal, sys.stderr = sys.stderr, quiet
                 try:
-                    ends[damage.judge(run, Path(place), seed, good)] += 1
+                    ends[damage.judge(run, Path(place), seed, good, format_samples.json_samples())] += 1
                 except Exception as error:
                     ends["neither"] += 1
                     print(f"seed {seed}: {type(error).__name__}: {error}", file=terminal)

@@ -284,7 +284,10 @@ def skeleton_from_category(category: Mapping) -> Skeleton:
 
     A foreign joint set takes `sigmas` from the entry if it has them, else 0.08 throughout (COCO's body mean).
     """
-    joints = tuple(category.get("keypoints", ()))
+    joints = category.get("keypoints", ())
+    if not isinstance(joints, list | tuple) or not all(isinstance(joint, str) for joint in joints):
+        raise PosefixError(f"the keypoints of a category must be joint names, found {joints!r:.60}")
+    joints = tuple(joints)
     for skeleton in SKELETONS.values():
         if skeleton.joints == joints:
             return skeleton
@@ -295,6 +298,14 @@ def skeleton_from_category(category: Mapping) -> Skeleton:
             "joints": joints,
             "flip_pairs": pairs,
             "sigmas": category.get("sigmas") or [0.08] * len(joints),
-            "limbs": [(a - 1, b - 1) for a, b in category.get("skeleton", ())],
+            "limbs": _limbs(category.get("skeleton", ())),
         }
     )
+
+
+def _limbs(pairs) -> list[tuple[int, int]]:
+    """COCO counts joints from 1."""
+    try:
+        return [(a - 1, b - 1) for a, b in pairs]
+    except (TypeError, ValueError) as error:
+        raise PosefixError(f"the skeleton of a category must be pairs of joint numbers, found {pairs!r:.60}") from error

@@ -10,11 +10,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+POSES = ("landmarks", "pose_landmarks", "poseLandmarks", "annopoints")
 GOOD, BAD = "valid output", "one clear line"
 
 
-def poses_file(rng: random.Random, good: list[dict]) -> bytes:
-    """The bytes of a results file that somebody or something has damaged."""
+def poses_file(rng: random.Random, good: list[dict], others: list[str]) -> bytes:
+    """The bytes of a results file, or of one of `others`, that somebody or something has damaged."""
+    if others and rng.random() < 0.5:
+        text = rng.choice(others)
+        for _ in range(rng.randint(0, 2)):  # another value somewhere
+            places = [i for i, c in enumerate(text) if c in ":,["]
+            place = rng.choice(places or [0]) + 1
+            end = next((i for i in range(place, len(text)) if text[i] in ",]}"), len(text))
+            text = text[:place] + json.dumps(odd_value(rng)) + text[end:]
+        return _bytes_changed(rng, text.encode()) if rng.random() < 0.5 else text.encode()
     rows = json.loads(json.dumps(good))
     kinds = ["bytes", "value", "value", "value", "structure", "structure", "truncated", "text"]
     kind = rng.choice(kinds)
@@ -38,11 +47,15 @@ def poses_file(rng: random.Random, good: list[dict]) -> bytes:
     if kind == "truncated":
         data = data[: rng.randrange(len(data))]
     if kind == "bytes":
-        data = bytearray(data)
-        for _ in range(rng.randint(1, 8)):
-            data[rng.randrange(len(data))] = rng.choice([rng.randrange(256), *b'"[]{},:0-e'])
-        data = bytes(data)
+        data = _bytes_changed(rng, data)
     return data
+
+
+def _bytes_changed(rng: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 8)):
+        changed[rng.randrange(len(changed))] = rng.choice([rng.randrange(256), *b'"[]{},:0-e'])
+    return bytes(changed)
 
 
 def odd_value(rng: random.Random):
@@ -141,7 +154,7 @@ def bomb(side: int) -> bytes:
     )
 
 
-def judge(refine, folder: Path, seed: int, good: list[dict]) -> str:
+def judge(refine, folder: Path, seed: int, good: list[dict], others: list[str]) -> str:
     """Makes case `seed` in `folder`, runs `refine(detections, images, out)`, returns `GOOD` or `BAD`.
 
     Raises:
@@ -152,7 +165,7 @@ def judge(refine, folder: Path, seed: int, good: list[dict]) -> str:
     rng = random.Random(seed)
     detections, images, out = folder / "d.json", folder / "images", folder / "r.json"
     images.mkdir(exist_ok=True)
-    data = poses_file(rng, good) if rng.random() < 0.7 else json.dumps(good).encode()
+    data = poses_file(rng, good, others) if rng.random() < 0.7 else json.dumps(good).encode()
     detections.write_bytes(data)
     for image in {row["image_id"] for row in good}:
         (images / f"{image}.jpg").write_bytes(photograph(rng))
@@ -164,7 +177,7 @@ def judge(refine, folder: Path, seed: int, good: list[dict]) -> str:
         leftover = {p.name for p in folder.rglob("*") if p.is_file()} - {p.name for p in before}
         assert not any(name.endswith(".writing") for name in leftover), f"seed {seed}: half a file {leftover}"
         return BAD
-    rows, after = json.loads(data.decode("utf-8-sig")), json.loads(out.read_text(encoding="utf-8-sig"))
+    rows, after = (_values(content.decode("utf-8-sig")) for content in (data, out.read_bytes()))
     assert json.dumps(_without_poses(rows)) == json.dumps(_without_poses(after)), f"seed {seed}: other keys changed"
     kept = json.loads((folder / "r.json.report.json").read_text())
     assert report["refined"] + len(kept["passed_through"]) == report["rows"], f"seed {seed}: a row is lost"
@@ -173,10 +186,22 @@ def judge(refine, folder: Path, seed: int, good: list[dict]) -> str:
     return GOOD
 
 
+def _values(text: str):
+    """The document, or those of its lines."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        decoder, values, at = json.JSONDecoder(), [], 0
+        while at < len(text.rstrip()):
+            value, at = decoder.raw_decode(text, len(text) - len(text[at:].lstrip()))
+            values.append(value)
+        return values
+
+
 def _without_poses(value, inside: bool = False):
     """The value less the numbers of its poses: what must come out as it went in."""
     if isinstance(value, dict):
-        return {k: _without_poses(v, inside or "keypoint" in k or "landmarks" in k) for k, v in value.items()}
+        return {k: _without_poses(v, inside or "keypoint" in k or k in POSES) for k, v in value.items()}
     if isinstance(value, list):
         return [_without_poses(v, inside) for v in value]
     return 0 if inside and isinstance(value, int | float) else value

@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 from conftest import identity_network
+from format_samples import HEIGHT, WIDTH, bodies, flat, part_of, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,125 +25,8 @@ from posefix_jax.data.sources import Images
 from posefix_jax.models import DecodeConfig, RefinerSpec
 from posefix_jax.refine import RefineOptions, refine_rows
 from posefix_jax.refiner import Refiner
-from posefix_jax.skeleton import BLAZEPOSE, COCO, OPENPOSE18, OPENPOSE25, POSETRACK, POSETRACK17, SKELETONS
+from posefix_jax.skeleton import COCO, OPENPOSE25, SKELETONS
 from posefix_jax.types import PosefixError
-
-WIDTH, HEIGHT = 320, 240
-
-
-def bodies(skeleton, count: int = 3, seed: int = 0) -> np.ndarray:
-    """[n, K, 3] poses within a photograph of 320 x 240; the second lacks its last joint."""
-    rng = np.random.default_rng(seed)
-    joints = rng.uniform((60, 40, 0.3), (260, 200, 1), (count, skeleton.num_joints, 3)).round(3)
-    joints[1, -1] = 0
-    return joints
-
-
-def flat(pose) -> list:
-    return pose.reshape(-1).tolist()
-
-
-def part_of(pose) -> np.ndarray:
-    return pose / [WIDTH, HEIGHT, 1]
-
-
-# One file of each format as its writer lays it out, with keys of its own, odd spacing and digits: two people in
-# photograph 1, one in photograph 2. `{name: [(file, text), ...], skeleton}`.
-def samples() -> dict:
-    a, b, c = bodies(COCO)
-
-    def row(image, pose, **more):
-        return {"image_id": image, "category_id": 1, "keypoints": flat(pose), "score": 0.75, **more}
-
-    def instance(pose):
-        return {"keypoints": pose[:, :2].tolist(), "keypoint_scores": pose[:, 2].tolist(), "bbox": [[1.0, 2, 3, 4]]}
-
-    def frame(key, image, *poses):
-        return {key: image, "instances": [instance(pose) for pose in poses], "more": None}
-
-    def points(pose):
-        point = [{"id": [j], "x": [x], "y": [y], "is_visible": [1]} for j, (x, y, s) in enumerate(pose.tolist()) if s]
-        return {"x1": [1.5], "track_id": [7], "annopoints": [{"point": point}]}
-
-    def marks(pose):
-        return [{"x": x, "y": y, "z": -0.1, "visibility": s} for x, y, s in part_of(pose).tolist()]
-
-    def openpose(*poses):
-        people = [{"person_id": [-1], "pose_keypoints_2d": flat(pose), "face_keypoints_2d": []} for pose in poses]
-        return json.dumps({"version": 1.3, "people": people})
-
-    def yolo(pose, tail=""):
-        return " ".join(["0  0.5 0.5 0.25 0.5", *(f"{v:.6g}" for v in flat(part_of(pose)))]) + tail + "\n"
-
-    images = [{"id": i, "file_name": f"{i:012d}.png", "width": WIDTH} for i in (1, 2)]
-    category = {"id": 1, "name": "person", "keypoints": list(COCO.joints)}
-    rows = [row(1, a, track="kept"), row(1, b, bbox=[1.50, 2e1, 3, 4]), row(2, c)]
-    tracked = [{"id": i, "track_id": i, **r} for i, r in enumerate(rows)]
-    o = bodies(OPENPOSE25)
-    p = bodies(POSETRACK17)
-    m = bodies(BLAZEPOSE)
-    lines = "\n".join(json.dumps(r) for r in rows)
-    return {
-        "coco": ([("r.json", json.dumps(rows, indent=1))], COCO),
-        "coco-gz": ([("r.json.gz", json.dumps(rows))], COCO),
-        "coco-lines": ([("r.jsonl", lines + "\n")], COCO),
-        "alphapose": (
-            [("a.json", json.dumps([{**r, "image_id": f"{r['image_id']:012d}.png", "idx": [0.0]} for r in rows]))],
-            COCO,
-        ),
-        "coco-annotations": (
-            [("gt.json", json.dumps({"info": {}, "images": images, "annotations": tracked, "categories": [category]}))],
-            COCO,
-        ),
-        "posetrack18": (
-            [("p.json", json.dumps({"images": [{**i, "vid_id": "9"} for i in images], "annotations": tracked}))],
-            POSETRACK,
-        ),
-        "posetrack17": (
-            [
-                (
-                    "p.json",
-                    json.dumps(
-                        {
-                            "annolist": [
-                                {"image": [{"name": "v/000000000001.png"}], "annorect": [points(p[0]), points(p[1])]},
-                                {"image": [{"name": "v/000000000002.png"}], "annorect": [points(p[2]), {"x1": [0]}]},
-                                {"image": [{"name": "v/000000000003.png"}], "annorect": []},
-                            ]
-                        }
-                    ),
-                )
-            ],
-            POSETRACK17,
-        ),
-        "detectron2": (
-            [("d.json", json.dumps([{"image_id": 1, "instances": rows[:2]}, {"image_id": 2, "instances": rows[2:]}]))],
-            COCO,
-        ),
-        "mmpose": ([("m.json", json.dumps([frame("frame_id", 1, a, b), frame("frame_id", 2, c)]))], COCO),
-        "mmpose-video": (
-            [("m.json", json.dumps({"meta_info": {"a": [1]}, "instance_info": [frame("frame_id", 1, a, b, c)]}))],
-            COCO,
-        ),
-        "mmpose-image": (
-            [("1.json", json.dumps([instance(a), instance(b)])), ("2.json", json.dumps([instance(c)]))],
-            COCO,
-        ),
-        "openpose": (
-            [
-                ("1_keypoints.json", openpose(o[0], o[1])),
-                ("2_keypoints.json", openpose(o[2])),
-                ("3_keypoints.json", openpose()),
-            ],
-            OPENPOSE25,
-        ),
-        "openpose18": ([("1_keypoints.json", openpose(*bodies(OPENPOSE18)))], OPENPOSE18),
-        "mediapipe": (
-            [("m.jsonl", "\n".join(json.dumps({"image_id": i + 1, "landmarks": [marks(x)]}) for i, x in enumerate(m)))],
-            BLAZEPOSE,
-        ),
-        "yolo": ([("1.txt", yolo(a) + yolo(b, " 0.9 3")), ("2.txt", yolo(c, " 0.5")), ("3.txt", "")], COCO),
-    }
 
 
 @pytest.fixture(params=[*samples(), "parquet"])

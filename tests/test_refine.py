@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import detections_of, identity_network
+from format_samples import json_samples
 from pycocotools.coco import COCO
 
 from posefix_jax.checkpoints import save_refiner
@@ -393,6 +394,7 @@ def test_killed_job_leaves_no_half_file(people, tmp_path):
 def test_damaged_files_end_in_valid_output_or_one_line(part, identity, people, tmp_path):
     """500 of them (10,000 in benchmarks/fuzz.py); never another exception, a lost row, a half file."""
     good = detections_of(people[0])[:4]
+    others = json_samples()
 
     def run(detections, images, out):
         return refine_rows(identity, RefineOptions((str(detections),), str(images), out, batch_size=8))
@@ -401,5 +403,5 @@ def test_damaged_files_end_in_valid_output_or_one_line(part, identity, people, t
     for seed in range(125 * part, 125 * (part + 1)):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        ends.append(fuzz.judge(run, folder, seed, good))
+        ends.append(fuzz.judge(run, folder, seed, good, others))
     assert {fuzz.GOOD, fuzz.BAD} == set(ends)

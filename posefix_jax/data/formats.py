@@ -73,6 +73,7 @@ class Document:
     def _unfit(self, row: int, value, error: Exception) -> PosefixError:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         what = "a list in it has too few elements" if isinstance(error, IndexError) else what
+        what = f"has something of another kind ({error})" if isinstance(error, TypeError | AttributeError) else what
         return PosefixError(f"{self.path}: row {row}: {what} (read as {self.layout.name})")
 
     def render(self, element: Element, changes: Mapping[int, tuple[np.ndarray, np.ndarray]], scores: Mapping) -> object:

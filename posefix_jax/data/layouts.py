@@ -73,7 +73,10 @@ def _triples(values, where: str = "keypoints") -> np.ndarray:
 
 
 def _numbers(values) -> np.ndarray:
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError("a keypoint value is no number") from error
     if array.dtype.kind not in "iufb":
         if not all(value is None or isinstance(value, int | float) for value in array.ravel().tolist()):
             raise ValueError("a keypoint value is no number")
