@@ -91,7 +91,7 @@ def kills(options) -> dict:
             try:
                 # From before the first part to some parts further on.
                 process.wait(moments.uniform(2.0, 2.0 + 2.2 * max(seconds / options.kills, 4.0)))
-                break
+                torn.unlink()  # done before all kills were: once more
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

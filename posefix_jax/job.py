@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
@@ -133,12 +133,15 @@ class Job:
                 raise PosefixError(f"--out {out} is the detections file itself; write elsewhere")
         self.out, self.rows_a_part = out, rows_a_part
         self.documents = [open_document(path, skeleton=skeleton, preferred=preferred) for path, _ in files]
-        self.skeleton = self.documents[0].skeleton
-        for document in self.documents:
-            if document.skeleton.joints != self.skeleton.joints:
+        model = next((document for document in self.documents if not document.empty), self.documents[0])
+        self.skeleton, self.layout = model.skeleton, model.layout
+        for i, document in enumerate(self.documents):
+            if document.empty:
+                self.documents[i] = replace(document, skeleton=self.skeleton)
+            elif document.skeleton.joints != self.skeleton.joints or document.layout is not self.layout:
                 raise PosefixError(
-                    f"{document.path}: its joints are those of {document.skeleton.name}, those of "
-                    f"{self.documents[0].path} of {self.skeleton.name}; refine them apart"
+                    f"{document.path} is a {document.layout.name} file with the joints of {document.skeleton.name}, "
+                    f"{model.path} a {self.layout.name} file with those of {self.skeleton.name}; refine them apart"
                 )
         self._names = [name for _, name in files]
         self.target = None if to is None else TARGETS[to]
@@ -147,7 +150,7 @@ class Job:
         if self.target is not None and packed_name.endswith((".jsonl", ".ndjson")) and to in ("coco", "mmpose"):
             self.target = as_lines(self.target)
         self.single = self._names == [""] if self.target is None else not self.target.suffix
-        self.parquet = to == "parquet" if to is not None else self.documents[0].layout.name == "parquet"
+        self.parquet = to == "parquet" if to is not None else self.layout.name == "parquet"
         self.names = self._file_names(annotations)
         self.images = None if images is None else Images(images, self.names)
 
@@ -162,7 +165,7 @@ class Job:
     @property
     def fractions(self) -> bool:
         """Whether coordinates come in parts of the photograph's width and height."""
-        return self.documents[0].layout.fraction
+        return self.layout.fraction
 
     def name_of(self, image) -> str | None:
         """The photograph's file name, if an annotation file or the row itself gives it."""
@@ -195,7 +198,6 @@ class Job:
           PosefixError: a row does not fit, or there is none.
         """
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        kinds = sorted({document.layout.name for document in self.documents})
         rows = part = 0
         with Progress("check", None, unit="poses") as progress:
             for document in self.documents:
@@ -223,7 +225,7 @@ class Job:
             "joints": list((target and target.skeleton or self.skeleton).joints),
             "report": {
                 "detections": self.documents[0].path + (f" and {more} more" if more else ""),
-                "format": ", ".join(kinds) + (f" to {self.to}" if self.to else ""),
+                "format": self.layout.name + (f" to {self.to}" if self.to else ""),
             },
         }
         self.rows = rows

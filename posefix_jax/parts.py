@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from posefix_jax.data.coco import read_json, write_json
+from posefix_jax.data.coco import read_json
 from posefix_jax.data.compose import annotations_tail
 from posefix_jax.data.tables import TableWriter
 from posefix_jax.types import PosefixError
@@ -33,10 +34,8 @@ class Parts:
 
     def __init__(self, out: Path, manifest: dict):
         self.folder = parts_folder(out)
-        self.thrown_away = False
         if (self.folder / MANIFEST).is_file() and read_json(self.folder / MANIFEST).get("job") != manifest["job"]:
-            shutil.rmtree(self.folder)
-            self.thrown_away = True
+            shutil.rmtree(self.folder, ignore_errors=True)
         if out.is_dir() and (manifest["single"] or not (self.folder / MANIFEST).is_file()):
             what = (
                 "a folder; expected the name of a file to write" if manifest["single"] else "there; name a new folder"
@@ -45,7 +44,8 @@ class Parts:
         if not manifest["single"] and out.is_file():
             raise PosefixError(f"--out {out} is a file; several files are written, name a new folder")
         if not (self.folder / MANIFEST).is_file():
-            write_json(self.folder / MANIFEST, manifest)
+            with whole_file(self.folder / MANIFEST) as file:
+                file.write(json.dumps(manifest).encode())
 
     def has(self, part: int) -> bool:
         return self._path(part).is_file()
@@ -77,7 +77,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
       PosefixError: it cannot be written (the disk is full, ...).
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.writing")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.writing")  # shards may write at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -146,15 +146,13 @@ class _Run:
                 f"{job.documents[0].path}: its joints ({theirs.name}: {', '.join(theirs.joints[:4])}, ...) share none "
                 f"with those that the refiner moves ({ours.name}: {', '.join(ours.joints[:4])}, ...)"
             )
-        for document in job.documents:
-            layout = document.layout
-            if options.rescore and layout.score is None and (options.to is None or options.to in ("openpose",)):
-                raise PosefixError(f"{document.path}: {layout.name} files have no score of a person to --rescore")
-            if options.oks_nms and not layout.whole and options.to is None:
-                raise PosefixError(
-                    f"{document.path}: --oks-nms leaves out rows, and people of a {layout.name} file are not rows; "
-                    "add --to coco"
-                )
+        layout, place = job.layout, job.documents[0].path
+        if options.rescore and layout.score is None and options.to is None:
+            raise PosefixError(f"{place}: {layout.name} files have no score of a person to --rescore; add --to coco")
+        if options.oks_nms and not layout.whole and options.to is None:
+            raise PosefixError(
+                f"{place}: --oks-nms leaves out rows, and people of a {layout.name} file are not rows; add --to coco"
+            )
         self._places: dict = {}
         self._seen: set = set()
 
@@ -165,8 +163,8 @@ class _Run:
         store = job.start(settings=self._settings(), check=self._check, shards=shards)
         if self._rows and not self._found:
             raise job.images.none_of(self._example)
-        kinds = ", ".join(sorted({document.layout.name for document in job.documents}))
-        print(f"reads {kinds} files with the joints of {job.skeleton.name}, {job.rows} poses", file=sys.stderr)
+        files = f"{len(job.documents)} {job.layout.name} file{'s' * (len(job.documents) > 1)}"
+        print(f"reads {files} with the joints of {job.skeleton.name}, {job.rows} poses", file=sys.stderr)
         with Progress("refine", job.rows, unit="poses") as progress:
             mine = self._refine_parts(store, index, shards, progress)
         if options.pictures:

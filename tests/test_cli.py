@@ -75,7 +75,7 @@ def test_refine_mistakes(files, capsys, tmp_path):
     for content, message in (
         ("[", "broken JSON at byte 1"),
         ("[]", "an empty list"),
-        (json.dumps([{"image_id": 1, "category_id": 1, "keypoints": [0] * 45, "score": 1}]), "expected 51"),
+        (json.dumps([{"image_id": 1, "category_id": 1, "keypoints": [0] * 60, "score": 1}]), "expected 51"),
     ):
         (tmp_path / "bad.json").write_text(content)
         assert message in refine(tmp_path / "bad.json")

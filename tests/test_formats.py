@@ -378,3 +378,20 @@ def test_every_skeleton_is_what_it_says():
         "coco": 17, "posetrack": 17, "posetrack17": 15, "crowdpose": 14, "openpose18": 18, "openpose25": 25,
         "blazepose": 33, "halpe26": 26, "mpii": 16,
     }  # fmt: skip
+
+
+def test_files_without_people_take_after_the_others(identity, photographs, tmp_path):
+    """In a folder of one file a photograph, some show nobody; files of two kinds are refused."""
+    (tmp_path / "in").mkdir()
+    files, _ = samples()["mmpose-image"]
+    for name, text in [("0.json", "[]"), *files, ("3.json", " [ ]\n")]:
+        (tmp_path / "in" / name).write_text(text)
+    report = refine_rows(identity, RefineOptions((str(tmp_path / "in"),), str(photographs), tmp_path / "out"))
+    assert report["rows"] == 3
+    assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir() if p.name in ("0.json", "3.json")} == {
+        "0.json": "[]",
+        "3.json": " [ ]\n",
+    }
+    (tmp_path / "in" / "9.json").write_text(samples()["coco"][0][0][1])
+    with pytest.raises(PosefixError, match="9.json is a coco file .* refine them apart"):
+        refine_rows(identity, RefineOptions((str(tmp_path / "in"),), str(photographs), tmp_path / "out2"))

@@ -22,13 +22,17 @@ from posefix_jax.types import PosefixError
 
 @dataclass(frozen=True)
 class Document:
-    """A file of poses. `list_in` is the object's member that holds the elements, "" for a list, None for lines."""
+    """A file of poses. `list_in` is the object's member that holds the elements, "" for a list, None for lines.
+
+    Of an `empty` file neither layout nor skeleton are known: they are what its neighbours' are.
+    """
 
     path: str
     layout: Layout
     list_in: str | None
     skeleton: Skeleton
     names: Mapping | None = None
+    empty: bool = False
 
     @property
     def image(self) -> str:
@@ -207,7 +211,7 @@ def open_document(path: str, *, skeleton: Skeleton | None, preferred: Skeleton) 
             skeleton = _skeleton(path, None, preferred, len(poses[0].joints))
         elif name == "openpose":
             skeleton = OPENPOSE25
-    return Document(path, layout, list_in, skeleton or preferred, names)
+    return Document(path, layout, list_in, skeleton or preferred, names, name != "coco-annotations" and first is None)
 
 
 def _skeleton(path: str, given: Skeleton | None, preferred: Skeleton, count: int) -> Skeleton:
