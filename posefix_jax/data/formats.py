@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 
 import fsspec
@@ -34,7 +35,7 @@ class Document:
     names: Mapping | None = None
     empty: bool = False
 
-    @property
+    @cached_property
     def image(self) -> str:
         """What the file's own name says of the photograph."""
         return stem_of(self.path)
