@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import fsspec
+import fuzz
 import numpy as np
 import pytest
 from conftest import identity_network
@@ -20,6 +21,7 @@ from posefix_jax.convert import ConvertOptions, convert
 from posefix_jax.data import json_stream
 from posefix_jax.data.compose import TARGETS, converted
 from posefix_jax.data.formats import open_document
+from posefix_jax.data.images import UnreadableImage, decode_image
 from posefix_jax.data.json_stream import JsonStream, edit
 from posefix_jax.data.sources import Images
 from posefix_jax.models import DecodeConfig, RefinerSpec
@@ -378,6 +380,49 @@ def test_every_skeleton_is_what_it_says():
         "coco": 17, "posetrack": 17, "posetrack17": 15, "crowdpose": 14, "openpose18": 18, "openpose25": 25,
         "blazepose": 33, "halpe26": 26, "mpii": 16,
     }  # fmt: skip
+
+
+def test_what_swells_is_refused(tmp_path):
+    """A few kB that unpack to gigabytes of nothing, a line or an element without end: one line, in little memory."""
+    cases = {
+        "space.json.gz": b"[" + b" " * (80 << 20),
+        "element.json.gz": b'[{"image_id": 1, "keypoints": [' + b"1," * (40 << 20),
+        "line.txt.gz": b"0 " * (2 << 20),
+    }
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(gzip.compress(data, 1))
+        with pytest.raises(PosefixError, match="white space|broken JSON|a line of more than"):
+            for _ in open_document(str(tmp_path / name), skeleton=None, preferred=COCO).elements():
+                pass
+    image = fuzz.bomb(40000)
+    with pytest.raises(UnreadableImage, match="raise the environment's OPENCV_IO_MAX_IMAGE_PIXELS"):
+        decode_image(image)
+
+
+def test_damaged_archives(photographs, tmp_path):
+    """Members that are damaged, lie outside, or are no files: unreadable or not there; an archive that is none: said."""
+    file = sorted(photographs.glob("*.png"))[0]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(file, "../../1.png")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[60:90] = bytes(30)
+    (tmp_path / "a.zip").write_bytes(data)
+    images = Images(tmp_path / "a.zip")
+    with pytest.raises(UnreadableImage):
+        images.read(images.find(1))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        link = tarfile.TarInfo("2.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        archive.add(file, "../3.png")
+    images = Images(tmp_path / "a.tar")
+    assert images.find(2) is None and images.read(images.find(3)).shape == (HEIGHT, WIDTH, 3)
+    for name in ("b.zip", "b.tar", "b.avi"):
+        (tmp_path / name).write_bytes(b"none of these" * 100)
+        with pytest.raises(PosefixError, match=name):
+            Images(tmp_path / name)
+    with pytest.raises(PosefixError, match="compressed tar"):
+        Images(tmp_path / "c.tar.gz")
 
 
 def test_files_without_people_take_after_the_others(identity, photographs, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 import fsspec
 import numpy as np
 
-from posefix_jax.data.json_stream import Item, JsonStream, edit
+from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
 from posefix_jax.data.layouts import LAYOUTS, MARKS, Element, Layout, Pose, image_id, yolo_line, yolo_lines, yolo_people
 from posefix_jax.skeleton import OPENPOSE25, POSETRACK, SKELETONS, Skeleton
 from posefix_jax.types import PosefixError
@@ -167,7 +167,7 @@ def _items(file, path: str, list_in: str | None) -> Iterator[Item]:
                     else:
                         lead = item.lead
             elif name:
-                lead += stream.value(longest=None)[1]
+                lead += stream.value(LONGEST_ASIDE)[1]
         yield Item(lead + stream.rest(), "", None)
 
 
@@ -306,5 +306,5 @@ def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict, Skeleton | N
             for _ in stream.items():
                 pass
         elif name:
-            stream.value(longest=None)
+            stream.value(LONGEST_ASIDE)
     return names, skeleton or (POSETRACK if posetrack else None)

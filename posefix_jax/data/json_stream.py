@@ -11,7 +11,9 @@ from posefix_jax.types import PosefixError
 
 CHUNK = 1 << 18
 LONGEST = 1 << 26
-"""Bytes that one element of a list may have; a longer one is taken for a broken file."""
+"""Characters that one element of a list may have; a longer one is taken for a broken file."""
+LONGEST_ASIDE = 1 << 30
+"""The same for what is not read: the other members of a document."""
 
 _decoder = json.JSONDecoder()
 _space = re.compile(r"[ \t\r\n]*")
@@ -63,6 +65,8 @@ class JsonStream:
             end = _space.match(self._text, self._at).end()
             taken += self._text[self._at : end]
             self._at = end
+            if len(taken) > LONGEST:
+                raise self.broken("nothing but white space")
             if end < len(self._text):
                 break
         return taken
@@ -75,7 +79,7 @@ class JsonStream:
         self._at += 1
         return found
 
-    def value(self, longest: int | None = LONGEST) -> tuple[object, str]:
+    def value(self, longest: int = LONGEST) -> tuple[object, str]:
         """Takes a value; returns it and its text."""
         grow = CHUNK
         while True:
@@ -86,8 +90,7 @@ class JsonStream:
                     text, self._at = self._text[self._at : end], end
                     return value, text
             except ValueError as error:
-                long = longest is not None and len(self._text) - self._at > longest
-                if long or not self._fill(grow):
+                if len(self._text) - self._at > longest or not self._fill(grow):
                     raise self.broken(getattr(error, "msg", str(error)), getattr(error, "pos", self._at)) from error
             except RecursionError as error:
                 raise self.broken("nested too deep") from error

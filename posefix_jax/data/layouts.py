@@ -189,13 +189,24 @@ _word = re.compile(r"\S+")
 
 def yolo_lines(file, path: str, _list_in=None) -> Iterator[Item]:
     """The lines of an Ultralytics file: class, box, joints; then perhaps a confidence and a track id."""
-    for line in file:
+    for line in _split(file, path):
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
             raise PosefixError(f"{path}: not text ({error})") from error
         yield Item("", text, None) if text.strip() else Item(text, "", None)
     yield Item("", "", None)
+
+
+def _split(file, path: str) -> Iterator[bytes]:
+    rest = b""
+    while data := file.read(1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+        if len(rest) > 1 << 20:
+            raise PosefixError(f"{path}: a line of more than {1 << 20} bytes; expected one a person")
+    if rest:
+        yield rest
 
 
 def _values_a_joint(words: int, joints: int) -> int:

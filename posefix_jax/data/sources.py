@@ -1,9 +1,11 @@
 """Where photographs lie: a folder, a zip, tar shards, a video, or a URL of any of them."""
 
+import lzma
 import re
 import tarfile
 import threading
 import zipfile
+import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -100,7 +102,7 @@ class Images:
             return self._video.read(int(path))
         try:
             data = self._read[path]()
-        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UnreadableImage(f"{getattr(error, 'strerror', None) or error}") from error
         return decode_image(data, exif=exif)
 
