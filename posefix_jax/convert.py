@@ -65,7 +65,7 @@ def convert(options: ConvertOptions) -> dict:
                     pass  # named when the row turns out to need it
         return part, sizes
 
-    store = job.start(settings={"convert": options.to}, check=lambda part: None, shards=1)
+    store = job.start(settings={"convert": options.images}, check=lambda part: None, shards=1)
     with (
         ThreadPoolExecutor(options.threads) as pool,
         Progress("convert", job.rows, unit="poses") as progress,
@@ -75,4 +75,4 @@ def convert(options: ConvertOptions) -> dict:
             part.sizes.update(sizes)
             job.finish(part, store)
             progress.update(part.first_row + len(part.poses))
-    return merge(options.out)
+    return merge(options.out, store.job)

@@ -13,6 +13,7 @@ import numpy as np
 
 from posefix_jax.data.compose import TARGETS, as_lines, converted, file_of
 from posefix_jax.data.formats import Document, open_binary, open_document
+from posefix_jax.data.images import UnreadableImage
 from posefix_jax.data.layouts import Element, Pose
 from posefix_jax.data.sources import Images
 from posefix_jax.data.tables import packed, rows_table
@@ -24,26 +25,28 @@ from posefix_jax.types import PosefixError, nearest_names
 POSE_FILES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet")
 
 
-def find_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
+def find_files(patterns: Sequence[str], out: Path) -> list[tuple[str, str]]:
     """The files that paths, URLs, folders and patterns name, each with the name it will have in an output folder.
 
-    That name is "" for a single file that was named itself.
+    That name is "" for a single file that was named itself. What a job that writes `out` has left there is no input.
 
     Raises:
       PosefixError: one of them names no file.
     """
     found: list[tuple[str, str]] = []
+    several = len(patterns) > 1
     for pattern in patterns:
         remote = "://" in pattern
         try:
             files, root = fsspec.url_to_fs(pattern) if remote else (None, pattern)
             folder = files.isdir(root) if remote else Path(root).is_dir()
             if folder:
-                inside = files.find(root) if remote else [str(p) for p in Path(root).rglob("*") if p.is_file()]
-                some = sorted(p for p in inside if p.removesuffix(".gz").endswith(POSE_FILES))
+                several = True
                 start = len(root.rstrip("/")) + 1
-                named = [(p, p[start:]) for p in some]
-            elif glob.has_magic(pattern):
+                inside = [(p, p[start:]) for p in files.find(root)] if remote else _inside(Path(root), out)
+                named = sorted((p, name) for p, name in inside if name.removesuffix(".gz").endswith(POSE_FILES))
+            elif glob.has_magic(pattern) and (remote or not Path(root).exists()):
+                several = True
                 some = sorted(files.glob(root) if remote else glob.glob(pattern, recursive=True))
                 named = [(p, PurePosixPath(p).name) for p in some]
             else:
@@ -54,12 +57,23 @@ def find_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
             raise PosefixError(f"{pattern}: no file of poses there ({', '.join(POSE_FILES)}, or these with .gz)")
         found += [(files.unstrip_protocol(path) if remote else path, name) for path, name in named]
     names = [name for _, name in found]
-    if len(patterns) == 1 and not folder and not glob.has_magic(patterns[0]):
+    if not several:
         return [(path, "") for path, _ in found]
     double = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if double is not None:
         raise PosefixError(f"two input files are called {double}; give their folder instead")
     return found
+
+
+def _inside(folder: Path, out: Path) -> list[tuple[str, str]]:
+    """All files of a folder but those of the job itself, with their names in it."""
+    ours = tuple(out.resolve().with_name(out.name + end) for end in ("", ".parts", ".report.json", ".pictures"))
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return [
+        (str(path), path.relative_to(folder).as_posix())
+        for path in files
+        if not any(path.resolve().is_relative_to(our) for our in ours)
+    ]
 
 
 @dataclass
@@ -125,14 +139,16 @@ class Job:
     ):
         if to is not None and to not in TARGETS:
             raise PosefixError(f"unknown format {to!r} to write: {nearest_names(to, TARGETS)}")
-        files = find_files(patterns)
         if not out.name:
             raise PosefixError(f"--out {out} is a folder; expected the name of a file to write")
+        files = find_files(patterns, out)
         for path, _ in files:
             if "://" not in path and Path(path).resolve() == out.resolve():
                 raise PosefixError(f"--out {out} is the detections file itself; write elsewhere")
         self.out, self.rows_a_part = out, rows_a_part
-        self.documents = [open_document(path, skeleton=skeleton, preferred=preferred) for path, _ in files]
+        self.documents = [
+            open_document(path, skeleton=skeleton, preferred=preferred, name=name) for path, name in files
+        ]
         model = next((document for document in self.documents if not document.empty), self.documents[0])
         self.skeleton, self.layout = model.skeleton, model.layout
         for i, document in enumerate(self.documents):
@@ -151,6 +167,7 @@ class Job:
             self.target = as_lines(self.target)
         self.single = self._names == [""] if self.target is None else not self.target.suffix
         self.parquet = to == "parquet" if to is not None else self.layout.name == "parquet"
+        self._annotations = None
         self.names = self._file_names(annotations)
         self.images = None if images is None else Images(images, self.names)
 
@@ -158,9 +175,18 @@ class Job:
         if annotations is not None:
             from posefix_jax.data.coco import read_file_names
 
-            return read_file_names(annotations)[0]
-        named = [document.names for document in self.documents if document.names]
-        return {image: name for names in named for image, name in names.items()} if named else None
+            names = read_file_names(annotations)[0]
+            self._annotations = hashlib.sha256(Path(annotations).read_bytes()).hexdigest()
+            return names
+        names: dict = {}
+        for document in self.documents:
+            for image, name in (document.names or {}).items():
+                if names.setdefault(image, name) != name:
+                    raise PosefixError(
+                        f"{document.path}: image id {image} is {name}, in a file before it {names[image]}; refine them "
+                        "apart, or give --annotations for all"
+                    )
+        return names or None
 
     @property
     def fractions(self) -> bool:
@@ -179,8 +205,11 @@ class Job:
         number = first = 0
         for index, document in enumerate(self.documents):
             for element in document.elements():
+                # A part ends with a photograph, unless that goes on and on.
                 full = len(poses) >= self.rows_a_part and element.poses
-                if full and (element.poses[0].image != poses[-1].image or len(poses) >= 2 * self.rows_a_part):
+                goes_on = full and element.poses[0].image == poses[-1].image
+                long = len(poses) >= 2 * self.rows_a_part and not (self.target and self.target.together)
+                if (full and (not goes_on or long)) or len(elements) >= 16 * self.rows_a_part:
                     yield Part(number, first, elements, poses)
                     number, first, elements, poses = number + 1, first + len(poses), [], []
                 elements.append((index, element))
@@ -197,8 +226,17 @@ class Job:
         Raises:
           PosefixError: a row does not fit, or there is none.
         """
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        rows = part = 0
+        names = [document.name for document in self.documents]
+        fixed = {
+            **settings,
+            "files": names,
+            "to": self.to,
+            "names": self._annotations,
+            "joints": self.skeleton.to_dict(),
+        }
+        digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode())
+        rows, part, seen = 0, None, set()
+        self._numbers = True
         with Progress("check", None, unit="poses") as progress:
             for document in self.documents:
                 with open_binary(document.path) as file:
@@ -206,6 +244,7 @@ class Job:
                         digest.update(data)
             for part in self.split():
                 check(part)
+                self._check_target(part, seen)
                 rows += len(part.poses)
                 progress.update(rows)
         if not rows:
@@ -218,6 +257,7 @@ class Job:
             "parts": part.number + 1,
             "shards": shards,
             "single": self.single,
+            "apart": bool(target and target.suffix),
             "parquet": self.parquet,
             "head": "" if target is None else target.head,
             "between": "" if target is None else target.between,
@@ -230,6 +270,31 @@ class Job:
         }
         self.rows = rows
         return Parts(self.out, manifest)
+
+    def _check_target(self, part: Part, seen: set) -> None:
+        """Raises PosefixError where the format to write cannot hold a row."""
+        if self.target is None:
+            return
+        for row, pose in enumerate(part.poses):
+            place = f"{self.documents[0].path}: row {part.first_row + row}"
+            if not np.isfinite(pose.joints).all():
+                raise PosefixError(f"{place}: a value is not finite; {self.to} cannot hold it")
+            self._numbers &= isinstance(pose.image, int)
+            if self.fractions != self.target.fraction and (self.images is None or self.images.find(pose.image) is None):
+                raise PosefixError(
+                    f"{place}: the photograph {pose.image!r} is not there, and {self.to} or its input counts in parts of "
+                    "its width and height; give --images with it, or another format"
+                )
+        if self.target.suffix:
+            # A short text a photograph is all that is remembered.
+            now = {file_of(image, self.name_of(image), self.target) for image in part.by_image()}
+            runs = sum(1 for _ in groupby(pose.image for pose in part.poses))
+            if now & seen or len(now) < runs:
+                raise PosefixError(
+                    f"{self.documents[0].path}: near row {part.first_row} two photographs, or rows of one that do not "
+                    f"stand together, would share a {self.to} file; sort the rows by photograph"
+                )
+            seen |= now
 
     def finish(self, part: Part, store: Parts) -> None:
         """Writes the part."""
@@ -253,9 +318,9 @@ class Job:
         store.write(part.number, header | part.more, segments)
 
     def _as_it_came(self, part: Part) -> list[tuple[str, bytes]]:
-        segments, row, lead = [], 0, ""
+        segments, row = [], 0
         for index, pieces in groupby(part.elements, key=lambda piece: piece[0]):
-            document, data = self.documents[index], []
+            document, data, opening = self.documents[index], [], None
             for _, element in pieces:
                 rows = range(row, row + len(element.poses))
                 row += len(element.poses)
@@ -263,11 +328,13 @@ class Job:
                     data.append(self._table(document, element, rows, part))
                     continue
                 if part.dropped and rows and rows[0] in part.dropped:
-                    # The text before the very first row opens the file: the next one that stays takes it.
-                    lead = lead or (element.lead if part.first_row + rows[0] == 0 else "")
+                    opening = element.lead if element.first else opening
                     continue
-                data.append((lead if lead and rows else element.lead).encode())
-                lead = "" if rows else lead
+                # What opens the file stood before a row that is left out: the next one takes it. There is one, for
+                # a photograph's best row is never left out, and its rows are of one part.
+                takes = opening is not None and element.text
+                data.append((opening if takes else element.lead).encode())
+                opening = None if takes else opening
                 data.append(self._text(document, element, rows, part).encode())
             segments.append((self._names[index], b"".join(data)))
         return segments
@@ -296,15 +363,8 @@ class Job:
             for row in rows:
                 pose = part.poses[row]
                 joints = np.array(part.joints.get(row, pose.joints), np.float64)
-                if not np.isfinite(joints).all():
-                    raise PosefixError(f"row {part.first_row + row}: a value is not finite; {self.to} cannot hold it")
                 if self.fractions != target.fraction:
-                    if image not in part.sizes:
-                        raise PosefixError(
-                            f"row {part.first_row + row}: the photograph {image!r} is not to be had, and {self.to} "
-                            "needs its size; give --images with it, or write another format"
-                        )
-                    height, width = part.sizes[image]
+                    height, width = self._size(part, image)
                     joints[:, :2] *= [width, height] if self.fractions else [1 / width, 1 / height]
                 score = part.scores.get(row, pose.score)
                 people.append(pose._replace(joints=converted(joints, self.skeleton, skeleton), score=score))
@@ -321,5 +381,17 @@ class Job:
             seen = dict.fromkeys(pose.image for pose in part.poses)
             part.more["images"] = [[image, self.name_of(image)] for image in seen]
         if tables:
-            segments.append(("", packed(rows_table(tables))))
+            segments.append(("", packed(rows_table(tables, self._numbers))))
         return segments
+
+    def _size(self, part: Part, image) -> tuple[int, int]:
+        """Height and width of a photograph, of which it may be that nobody was refined."""
+        if image not in part.sizes:
+            try:
+                part.sizes[image] = self.images.read(self.images.find(image)).shape[:2]
+            except UnreadableImage as error:
+                raise PosefixError(
+                    f"{self.documents[0].path}: the photograph {image!r} is unreadable ({error}), and {self.to} or its "
+                    "input counts in parts of its width and height; mend it, or write another format"
+                ) from error
+        return part.sizes[image]

@@ -26,15 +26,15 @@ class Parts:
     Args:
       out: the file, or the folder, that the job is to write.
       manifest: `job`, a text that is equal for two jobs whose output is the same; `rows`; `parts`, their number;
-        `single`, whether `out` is a file; `parquet`; `head`, `tail` and `between`, what the file has around and
+        `single`, whether `out` is a file; `apart`, whether each photograph has a file; `parquet`; `head`, `tail` and `between`, what the file has around and
         between the texts of the parts' segments; and what else the caller wants to find again.
 
     Parts of another job are thrown away.
     """
 
     def __init__(self, out: Path, manifest: dict):
-        self.folder = parts_folder(out)
-        if (self.folder / MANIFEST).is_file() and read_json(self.folder / MANIFEST).get("job") != manifest["job"]:
+        self.folder, self.job = parts_folder(out), manifest["job"]
+        if (self.folder / MANIFEST).is_file() and _manifest(self.folder).get("job") != self.job:
             shutil.rmtree(self.folder, ignore_errors=True)
         if out.is_dir() and (manifest["single"] or not (self.folder / MANIFEST).is_file()):
             what = (
@@ -52,7 +52,7 @@ class Parts:
 
     def header(self, part: int) -> dict:
         with open(self._path(part), "rb") as file:
-            return json.loads(file.readline())
+            return _header(file)
 
     def write(self, part: int, header: dict, segments: Sequence[tuple[str, bytes]]) -> None:
         """`segments`: names of files of the output ("" for the only one), and what this part adds to each."""
@@ -63,21 +63,42 @@ class Parts:
                 file.write(data)
 
     def _path(self, part: int) -> Path:
-        return self.folder / f"{part:07d}.part"
+        return part_path(self.folder, self.job, part)
 
 
 def parts_folder(out: Path) -> Path:
+    if not out.name:
+        raise PosefixError(f"{out}: expected the name of a file or folder to write")
     return out.with_name(out.name + ".parts")
 
 
+def part_path(folder: Path, job: str, part: int) -> Path:
+    """A part's file is named by its job, so that a straggler of another is never taken for it."""
+    return folder / f"{part:07d}-{job[:12]}.part"
+
+
+def _manifest(folder: Path) -> dict:
+    content = read_json(folder / MANIFEST)
+    return content if isinstance(content, dict) else {}
+
+
+def _header(file: BinaryIO) -> dict:
+    """The first line of a part."""
+    try:
+        return json.loads(file.readline())
+    except ValueError as error:
+        raise PosefixError(f"{file.name}: not a part, or a damaged one; remove it and run its shard again") from error
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name when all is written, or not at all.
+def whole_file(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name when all is written, or not at all; until then it is in `folder`.
 
     Raises:
       PosefixError: it cannot be written (the disk is full, ...).
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.writing")  # shards may write at once
+    # Shards may write at once.
+    partial = (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.writing"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -92,8 +113,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise PosefixError(f"{path}: cannot write ({error.strerror or error})") from error
 
 
-def merge(out: Path) -> dict:
+def merge(out: Path, job: str | None = None) -> dict:
     """Puts the parts together, writes OUT.report.json, removes OUT.parts; returns the report less its lists.
+
+    Args:
+      job: the parts must be this one's.
 
     Raises:
       PosefixError: no parts, one is missing, or a row is missing or doubled; says which.
@@ -101,8 +125,10 @@ def merge(out: Path) -> dict:
     folder = parts_folder(out)
     if not (folder / MANIFEST).is_file():
         raise PosefixError(f"{folder}: no parts of a job; give the --out of posefix refine --shard")
-    manifest = read_json(folder / MANIFEST)
-    paths = [folder / f"{part:07d}.part" for part in range(manifest["parts"])]
+    manifest = _manifest(folder)
+    if "parts" not in manifest or job not in (None, manifest["job"]):
+        raise PosefixError(f"{folder}: another job has begun to write there; give this one another --out")
+    paths = [part_path(folder, manifest["job"], part) for part in range(manifest["parts"])]
     missing = [part for part, path in enumerate(paths) if not path.is_file()]
     if missing:
         named = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
@@ -115,7 +141,7 @@ def merge(out: Path) -> dict:
     reasons, images = Counter(), []
     for path in paths:
         with open(path, "rb") as file:
-            header = json.loads(file.readline())
+            header = _header(file)
         if header["first_row"] != report["rows"]:
             raise PosefixError(
                 f"{path}: begins with row {header['first_row']}, expected {report['rows']}; a row is "
@@ -129,10 +155,10 @@ def merge(out: Path) -> dict:
         raise PosefixError(f"{folder}: {report['rows']} rows in all parts, expected {manifest['rows']}; run again")
     _write_report(out, report, paths)
     if manifest["single"]:
-        with whole_file(out) as file:
+        with whole_file(out, folder) as file:
             _assemble_one(file, manifest, paths, out.name, images)
-    elif not out.exists():
-        _assemble_folder(out, manifest, paths)
+    else:
+        _assemble_folder(out, manifest, paths, folder)
     shutil.rmtree(folder)
     return report | {"reasons": dict(reasons.most_common())}
 
@@ -140,7 +166,7 @@ def merge(out: Path) -> dict:
 def _segments(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     for path in paths:
         with open(path, "rb") as file:
-            for name, length in json.loads(file.readline())["segments"]:
+            for name, length in _header(file)["segments"]:
                 yield name, file.read(length)
 
 
@@ -157,11 +183,18 @@ def _assemble_one(file: BinaryIO, manifest: dict, paths: Sequence[Path], name: s
             write((annotations_tail(images, manifest["joints"]) if tail is None else tail).encode())
 
 
-def _assemble_folder(out: Path, manifest: dict, paths: Sequence[Path]) -> None:
-    writing = out.with_name(out.name + ".writing")
+def _assemble_folder(out: Path, manifest: dict, paths: Sequence[Path], folder: Path) -> None:
+    writing, done = folder / "assembled", folder / "assembled.done"
+    if done.exists() and not writing.exists() and out.is_dir():
+        return  # killed after it was put in its place
     shutil.rmtree(writing, ignore_errors=True)
     try:
-        for name, segments in groupby(_segments(paths), key=lambda segment: segment[0]):
+        writing.mkdir()
+        # Where each photograph has a file, each segment is one.
+        number = iter(range(1 << 62))
+        for (name, _), segments in groupby(
+            _segments(paths), key=lambda segment: (segment[0], next(number) if manifest["apart"] else 0)
+        ):
             path = writing / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -172,11 +205,11 @@ def _assemble_folder(out: Path, manifest: dict, paths: Sequence[Path]) -> None:
             with open(path, "wb") as file, _writer(file, name, manifest) as write:
                 for _, data in segments:
                     write(data)
-        os.replace(writing, out)
+        done.touch()
+        os.replace(writing, out)  # an empty folder may be there
     except OSError as error:
-        raise PosefixError(f"--out {out}: cannot write ({error.strerror or error})") from error
-    finally:
         shutil.rmtree(writing, ignore_errors=True)
+        raise PosefixError(f"--out {out}: cannot write ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -202,7 +235,7 @@ def _write_report(out: Path, report: dict, paths: Sequence[Path]) -> None:
             between = b"\n  "
             for path in paths:
                 with open(path, "rb") as part:
-                    for entry in json.loads(part.readline())[key]:
+                    for entry in _header(part)[key]:
                         file.write(between + json.dumps(entry).encode())
                         between = b",\n  "
             file.write(b"]")

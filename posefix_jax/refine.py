@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from posefix_jax import geometry
 from posefix_jax.data.images import UnreadableImage, warp_affine
+from posefix_jax.data.tables import has_scores
 from posefix_jax.evaluation.oks import oks_nms
 from posefix_jax.job import Job, Part
 from posefix_jax.parts import Parts, merge
@@ -147,8 +149,12 @@ class _Run:
                 f"with those that the refiner moves ({ours.name}: {', '.join(ours.joints[:4])}, ...)"
             )
         layout, place = job.layout, job.documents[0].path
-        if options.rescore and layout.score is None and options.to is None:
-            raise PosefixError(f"{place}: {layout.name} files have no score of a person to --rescore; add --to coco")
+        scored = job.target.scored if job.target is not None else layout.score is not None
+        if layout.name == "parquet" and job.target is None:
+            scored = has_scores(place)
+        if options.rescore and not scored:
+            kind = options.to or layout.name
+            raise PosefixError(f"{place}: a {kind} file has no place for a person's score to --rescore; add --to coco")
         if options.oks_nms and not layout.whole and options.to is None:
             raise PosefixError(
                 f"{place}: --oks-nms leaves out rows, and people of a {layout.name} file are not rows; add --to coco"
@@ -171,7 +177,7 @@ class _Run:
             self._write_pictures(store, index, shards)
         if shards > 1:
             return {"shard": options.shard, "rows": mine, "of": job.rows}
-        return merge(options.out)
+        return merge(options.out, store.job)
 
     def _settings(self) -> dict:
         """What the output depends on, beside the bytes of the input."""
@@ -192,7 +198,7 @@ class _Run:
                 self._refuse(part, row, reason)
         if self.options.oks_nms:
             # An integer a photograph is all that is remembered.
-            now = {hash(image) for image in part.by_image()}
+            now = {hash(str(image)) for image in part.by_image()}
             if now & self._seen:
                 raise PosefixError(
                     f"{self.job.documents[0].path}: rows of one photograph stand far apart, near row {part.first_row}; "
@@ -201,7 +207,7 @@ class _Run:
             self._seen |= now
 
     def _why_not(self, pose) -> str | None:
-        if pose.category is not None and pose.category != self.options.category:
+        if pose.category is not None and str(pose.category) != str(self.options.category):
             return f"category {pose.category}, not {self.options.category}"
         if not np.isfinite(pose.joints).all():
             return "a value is not finite"
@@ -312,10 +318,15 @@ class _Run:
         """The part with its doubles left out and the rows that changed most noted."""
         options = self.options
         if options.oks_nms:
+            doubles: list[int] = []
+            files = [index for index, element in part.elements for _ in element.poses]
             for rows in part.by_image().values():
-                for row in self._doubles(part, [row for row in rows if row in part.joints]):
-                    part.dropped.add(row)
-                    part.reasons[row] = "OKS-NMS"
+                refined = [row for row in rows if row in part.joints]
+                for _, some in groupby(sorted(refined, key=files.__getitem__), key=files.__getitem__):
+                    doubles += self._doubles(part, list(some))
+            for row in doubles:
+                part.dropped.add(row)
+                part.reasons[row] = "OKS-NMS"
         if options.pictures:
             changes = ((self._change(part, row), row) for row in part.joints)
             largest = heapq.nlargest(options.pictures, (change for change in changes if change[0] > 0))

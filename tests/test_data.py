@@ -193,7 +193,8 @@ def test_photographs_are_found_by_what_rows_call_them(tmp_path):
     assert images.find("im00012") == "im00012.png"  # before one that lies deeper
     assert images.find("images/val/b/7/000.jpg") == "b/7/000.jpg"
     with pytest.raises(PosefixError, match="may be a/7/000.jpg or b/7/000.jpg"):
-        images.find("c/000.jpg")
+        images.find("000.jpg")
+    assert images.find("c/7/000.jpg") is None and images.find("x/a/7/000") == "a/7/000.jpg"
     with pytest.raises(PosefixError, match="none of the photographs"):
         images.find_all([3])
     for outside in ("../secret.jpg", str(tmp_path.parent / "secret.jpg")):

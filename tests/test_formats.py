@@ -92,7 +92,7 @@ def test_found_out_and_read(sample):
     """By content alone; the people are those that were written."""
     name, path, skeleton = sample
     documents = [open_document(str(file), skeleton=None, preferred=COCO) for file in files_of(path)]
-    assert {document.skeleton.joints for document in documents} == {skeleton.joints}
+    assert {document.skeleton.joints for document in documents if not document.empty} == {skeleton.joints}
     people = read(path)
     assert len(people) == 3
     for (_, joints, _), expected in zip(people, bodies(skeleton), strict=True):
@@ -293,7 +293,7 @@ def test_rows_of_one_photograph_that_stand_apart(identity, photographs, tmp_path
     options = RefineOptions((str(source),), str(photographs), tmp_path / "o.json", part_rows=1, oks_nms=0.9)
     with pytest.raises(PosefixError, match="sort the file by image_id"):
         refine_rows(identity, options)
-    with pytest.raises(PosefixError, match="would share 1.txt; sort the rows"):
+    with pytest.raises(PosefixError, match="would share a yolo file; sort the rows"):
         convert(ConvertOptions((str(source),), tmp_path / "o", "yolo", images=str(photographs)))
     assert not (tmp_path / "o").exists() and not (tmp_path / "o.writing").exists()
 

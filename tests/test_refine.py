@@ -286,11 +286,15 @@ def test_shards_are_merged_and_checked(identity, job):
         merge(job.out)
     refine_rows(identity, change(job, shard="1/3"))
     parts = job.out.with_name("r.json.parts")
-    (parts / "0000001.part").rename(parts / "kept")
-    (parts / "0000001.part").write_bytes((parts / "0000000.part").read_bytes())
+    first, second, _ = sorted(parts.glob("*.part"))
+    second.rename(parts / "kept")
+    second.write_bytes(first.read_bytes())
     with pytest.raises(PosefixError, match="begins with row 0, expected 8; a row is doubled"):
         merge(job.out)
-    (parts / "kept").rename(parts / "0000001.part")
+    second.write_bytes(b"")
+    with pytest.raises(PosefixError, match="not a part, or a damaged one"):
+        merge(job.out)
+    (parts / "kept").rename(second)
     assert merge(job.out)["refined"] == 24
     assert job.out.read_bytes() == whole.out.read_bytes() and not parts.exists()
 

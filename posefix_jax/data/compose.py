@@ -1,6 +1,7 @@
 """Poses written in another format than they came in: a photograph's people at a time."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -25,6 +26,8 @@ class Target:
       suffix: of the one file a photograph, where there is one a photograph; else "".
       skeleton: the joints of every such file; None: the input's.
       fraction: coordinates are parts of the image's width and height.
+      scored: a person has a score.
+      together: people of a photograph stand in one element.
     """
 
     elements: Callable[[ImageId, str | None, Sequence[Pose], int], list[str]]
@@ -34,6 +37,8 @@ class Target:
     suffix: str = ""
     skeleton: Skeleton | None = None
     fraction: bool = False
+    scored: bool = True
+    together: bool = True
 
 
 def _flat(pose: Pose, digits: int = 3) -> list[float]:
@@ -125,14 +130,14 @@ def _yolo(_image, _name, people, _first) -> list[str]:
 _LINES = {"head": "", "between": "\n", "tail": "\n"}
 
 TARGETS = {
-    "coco": Target(_coco),
-    "coco-annotations": Target(_annotations, head='{"annotations": [', tail=None),
+    "coco": Target(_coco, together=False),
+    "coco-annotations": Target(_annotations, together=False, head='{"annotations": [', tail=None),
     "mmpose": Target(_mmpose),
-    "openpose": Target(_openpose, **_LINES, suffix="_keypoints.json", skeleton=OPENPOSE25),
+    "openpose": Target(_openpose, **_LINES, suffix="_keypoints.json", skeleton=OPENPOSE25, scored=False),
     "posetrack17": Target(_posetrack17, head='{"annolist": [', tail="]}\n", skeleton=POSETRACK17),
-    "mediapipe": Target(_mediapipe, **_LINES, skeleton=BLAZEPOSE, fraction=True),
+    "mediapipe": Target(_mediapipe, **_LINES, skeleton=BLAZEPOSE, fraction=True, scored=False),
     "yolo": Target(_yolo, **_LINES, suffix=".txt", fraction=True),
-    "parquet": Target(_coco, head="", between="", tail=""),
+    "parquet": Target(_coco, head="", between="", tail="", together=False),
 }
 
 
@@ -166,4 +171,5 @@ def file_of(image: ImageId, name: str | None, target: Target) -> str:
     """The name of a photograph's own file; without folders, whatever the row says."""
     stem = PurePosixPath(name or str(image)).name
     stem = stem if "." not in stem else stem.rsplit(".", 1)[0]
-    return (stem.replace("\\", "_").strip(". ") or "image") + target.suffix
+    stem = re.sub(r"[\\/\x00-\x1f]", "_", stem).strip(". ").encode("utf-8", "replace").decode()
+    return (stem[:150] or "image") + target.suffix

@@ -8,7 +8,7 @@ import gzip
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
 from posefix_jax.data.layouts import LAYOUTS, MARKS, Element, Layout, Pose, image_id, yolo_line, yolo_lines, yolo_people
-from posefix_jax.skeleton import OPENPOSE25, POSETRACK, SKELETONS, Skeleton
+from posefix_jax.skeleton import POSETRACK, SKELETONS, Skeleton
 from posefix_jax.types import PosefixError
 
 
@@ -34,11 +34,13 @@ class Document:
     skeleton: Skeleton
     names: Mapping | None = None
     empty: bool = False
+    name: str = ""
 
     @cached_property
     def image(self) -> str:
-        """What the file's own name says of the photograph."""
-        return stem_of(self.path)
+        """What the file's own name, with the folders that it has in the input, says of the photograph."""
+        folders, _, _ = self.name.rpartition("/")
+        return f"{folders}/{stem_of(self.path)}" if folders else stem_of(self.path)
 
     def elements(self) -> Iterator[Element]:
         """The pieces of the file, in order; joined, their texts are the file's.
@@ -65,8 +67,19 @@ class Document:
                             )
                 except PROBLEMS as error:
                     raise self._unfit(row, value, error) from error
+                yield Element(lead, text, poses, first=row == 0)
                 row += 1
-                yield Element(lead, text, poses)
+
+    def joints_of_first(self) -> int | None:
+        """How many joints the first person has; None if there is nobody."""
+        with open_binary(self.path) as file:
+            for row, (_, text, value) in enumerate(_items(file, self.path, self.list_in)):
+                try:
+                    for pose in self._people(value, text) if text else ():
+                        return len(pose.joints)
+                except PROBLEMS as error:
+                    raise self._unfit(row, value, error) from error
+        return None
 
     def _people(self, value, text: str) -> Iterator[Pose]:
         if self.layout.name == "yolo":
@@ -98,13 +111,13 @@ class Document:
         edits: dict[tuple, object] = {}
         for index, (joints, changed) in changes.items():
             pose = element.poses[index]
-            added = len(pose.slots or ())
+            added = pose.slot
             for joint in np.flatnonzero(changed).tolist():
                 x, y, score = joints[joint].tolist()
                 values = [round(x, digits), round(y, digits)]
                 if pose.slots is not None and joint not in pose.slots:
                     point = {"id": [joint], "x": values[:1], "y": values[1:], "score": [round(score, 4)]}
-                    edits[(*pose.path, "annopoints", 0, "point", added)] = point
+                    edits[(*pose.path, added)] = point
                     added += 1
                     continue
                 paths = self.layout.paths(pose, joint)
@@ -123,14 +136,15 @@ PROBLEMS = (KeyError, TypeError, ValueError, IndexError, AttributeError, Overflo
 def stem_of(path: str) -> str:
     """The name of a file of poses without folders and suffixes: that of its photograph, where there is one a file."""
     stem = PurePosixPath(path).name.removesuffix(".gz")
-    return PurePosixPath(stem).stem.removesuffix("_keypoints")
+    stem = PurePosixPath(stem).stem
+    return stem.removesuffix("_keypoints").removeprefix("results_")  # OpenPose's, MMPose's
 
 
 @contextmanager
 def open_binary(path: str):
     """The bytes of a local file or URL, unpacked if they are gzip. Raises PosefixError where they are not to be had."""
     try:
-        with fsspec.open(path, "rb") as file:
+        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             if packed:
@@ -171,16 +185,22 @@ def _items(file, path: str, list_in: str | None) -> Iterator[Item]:
         yield Item(lead + stream.rest(), "", None)
 
 
-def open_document(path: str, *, skeleton: Skeleton | None, preferred: Skeleton) -> Document:
+def open_document(path: str, *, skeleton: Skeleton | None, preferred: Skeleton, name: str = "") -> Document:
     """Finds out what a file of poses is, from its beginning (and, for annotations, its images and categories).
 
     Args:
       skeleton: the file's joints, where the user says them.
       preferred: taken where a file says only how many joints it has, and it has that many.
+      name: the file's path within the folder that was named.
 
     Raises:
       PosefixError: not a file of poses.
     """
+    document = _opened(path, skeleton, preferred)
+    return replace(document, name=name)
+
+
+def _opened(path: str, skeleton: Skeleton | None, preferred: Skeleton) -> Document:
     if path.endswith((".pth", ".pkl", ".pt", ".npy", ".npz")):
         raise PosefixError(
             f"{path}: files that can hold programs are not read; Detectron2 writes the same poses to "
@@ -191,11 +211,13 @@ def open_document(path: str, *, skeleton: Skeleton | None, preferred: Skeleton) 
     if head == b"PAR1":
         from posefix_jax.data.tables import joints_of_table
 
-        return Document(path, LAYOUTS["parquet"], None, _skeleton(path, skeleton, preferred, joints_of_table(path)))
+        count = joints_of_table(path)
+        skeleton = preferred if count is None else _skeleton(path, skeleton, preferred, count)
+        return Document(path, LAYOUTS["parquet"], None, skeleton, empty=count is None)
     if path.removesuffix(".gz").endswith(".txt"):
         return Document(path, LAYOUTS["yolo"], None, skeleton or preferred)
     with open_binary(path) as file:
-        name, list_in, first = _sniff(JsonStream(file, path), path)
+        name, list_in = _sniff(JsonStream(file, path), path)
     layout, names = LAYOUTS[name], None
     if name == "coco-annotations":
         with open_binary(path) as file:
@@ -203,16 +225,13 @@ def open_document(path: str, *, skeleton: Skeleton | None, preferred: Skeleton) 
         skeleton = skeleton or found
     elif layout.skeleton is not None:
         skeleton = layout.skeleton
-    if skeleton is None:
-        try:
-            poses = [] if first is None else [*layout.people(first, "")]
-        except PROBLEMS as error:
-            raise Document(path, layout, list_in, preferred)._unfit(0, first, error) from error
-        if poses:
-            skeleton = _skeleton(path, None, preferred, len(poses[0].joints))
-        elif name == "openpose":
-            skeleton = OPENPOSE25
-    return Document(path, layout, list_in, skeleton or preferred, names, name != "coco-annotations" and first is None)
+    if skeleton is not None:
+        return Document(path, layout, list_in, skeleton, names)
+    document = Document(path, layout, list_in, preferred, names)
+    count = document.joints_of_first()
+    if count is None:
+        return replace(document, empty=True)
+    return replace(document, skeleton=_skeleton(path, None, preferred, count))
 
 
 def _skeleton(path: str, given: Skeleton | None, preferred: Skeleton, count: int) -> Skeleton:
@@ -226,39 +245,41 @@ def _skeleton(path: str, given: Skeleton | None, preferred: Skeleton, count: int
     )
 
 
-def _sniff(stream: JsonStream, path: str) -> tuple[str, str | None, object]:
-    """The layout, where its elements are, and the first element that has people (None if that was not come to)."""
+def _sniff(stream: JsonStream, path: str) -> tuple[str, str | None]:
+    """The layout, and where its elements are."""
     stream.space()
     if stream.peek() == "[":
-        first = None
+        layout = "coco"  # of nothing
         for item in stream.items():
-            if not item.text:
-                return ("coco" if first is None else _layout_of(first, path)), "", first
-            first = item.value
-            if not isinstance(first, dict) or first.get("instances") != []:
-                return _layout_of(first, path), "", first
+            if item.text:
+                layout = _layout_of(item.value, path)
+                if not isinstance(item.value, dict) or item.value.get("instances") != []:
+                    break
+        return layout, ""
     if stream.peek() != "{":
         stream.take("[{")
-    seen = []
     for name, _ in stream.members():
-        seen.append(name)
-        for layout, member in (("posetrack17", "annolist"), ("openpose", "people"), ("mmpose", "instance_info")):
+        if name == "instance_info":
+            first = next((item.value for item in stream.items()), None)
+            return "mmpose-image" if isinstance(first, dict) and "keypoint_scores" in first else "mmpose", name
+        for layout, member in (("posetrack17", "annolist"), ("openpose", "people")):
             if name == member:
-                value = next((item.value for item in stream.items()), None)
-                return layout, member, value
+                return layout, name
         if name in ("images", "annotations", "categories"):
-            return "coco-annotations", "annotations", None
+            return "coco-annotations", "annotations"
         if name:
-            value, _ = stream.value()
+            stream.value(LONGEST_ASIDE)
             if name in ("keypoints", "instances", *MARKS):
                 break
-            if name == "version" and "people" not in seen:
-                continue
     with open_binary(path) as file:
         lines = JsonStream(file, path)
         lines.space()
-        first = lines.value()[0]
-    return _layout_of(first, path), None, first
+        while lines.peek():
+            value = lines.value()[0]
+            lines.space()
+            if not isinstance(value, dict) or value.get("instances") != []:
+                break
+    return _layout_of(value, path), None
 
 
 def _layout_of(entry, path: str) -> str:

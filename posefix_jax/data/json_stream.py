@@ -16,6 +16,7 @@ LONGEST_ASIDE = 1 << 30
 """The same for what is not read: the other members of a document."""
 
 _decoder = json.JSONDecoder()
+_NUMBER = "0123456789.eE+-"
 _space = re.compile(r"[ \t\r\n]*")
 _flat = re.compile(r"[^\"\[\]{}]*[0-9a-z][^\"\[\]{}]*")
 """The inside of a list that is not empty, of numbers, true, false and null."""
@@ -85,8 +86,9 @@ class JsonStream:
         while True:
             try:
                 value, end = _decoder.raw_decode(self._text, self._at)
-                # A number at the end of what was read may go on.
-                if end < len(self._text) or self._text[end - 1] in '}]"' or not self._fill(grow):
+                # A number near the end of what was read may go on: 1, of 1.5e3.
+                goes_on = self._text[end - 1] not in '}]"' and self._text[end : end + 1] in _NUMBER
+                if not goes_on or len(self._text) - end > 1 or not self._fill(grow):
                     text, self._at = self._text[self._at : end], end
                     return value, text
             except ValueError as error:

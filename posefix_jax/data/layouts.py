@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from posefix_jax.data.json_stream import Item
-from posefix_jax.skeleton import POSETRACK17, Skeleton
+from posefix_jax.skeleton import BLAZEPOSE, POSETRACK17, Skeleton
 from posefix_jax.types import PosefixError
 
 ImageId = int | str
@@ -20,7 +20,7 @@ class Pose(NamedTuple):
     `joints` is [K, 3] float64 in the file's own joints: x, y, score; x and y in image pixels, or in parts of the
     image's width and height where the layout says so. A joint with a score of 0 is missing. `path` is where the
     person stands in the element; `slots`, in a layout that lists only the joints it has, where each stands, and
-    whether it has a score. `image` names the photograph: an id, a frame index, or a file name.
+    whether it has a score, and `slot` where the next would stand. `image` names the photograph: an id, a frame index, or a file name.
     """
 
     image: ImageId
@@ -30,14 +30,16 @@ class Pose(NamedTuple):
     category: object = None
     track: object = None
     slots: Mapping[int, tuple[int, bool]] | None = None
+    slot: int = 0
 
 
 class Element(NamedTuple):
-    """A piece of a file: the text before it, its own text (or table), its people."""
+    """A piece of a file: the text before it, its own text (or table), its people, whether it is the file's first."""
 
     lead: str
     text: object
     poses: Sequence[Pose] = ()
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,12 @@ def _annorect(entry, _image) -> Iterator[Pose]:
     rectangles = entry.get("annorect") or []
     for i, rectangle in enumerate([rectangles] if isinstance(rectangles, dict) else rectangles):
         at = ("annorect",) if isinstance(rectangles, dict) else ("annorect", i)
-        points = [points for points in rectangle.get("annopoints") or [] if points.get("point")]
+        at = (*at, "annopoints")
+        groups = rectangle.get("annopoints") or []
+        place = next((k for k, group in enumerate(groups) if group.get("point")), None)
         joints, slots = np.zeros((POSETRACK17.num_joints, 3)), {}
-        for slot, point in enumerate(points[0]["point"] if points else []):
+        points = [] if place is None else groups[place]["point"]
+        for slot, point in enumerate(points):
             joint = int(point["id"][0])
             if not 0 <= joint < len(joints):
                 raise ValueError(f"point id {joint}, expected 0..{len(joints) - 1}")
@@ -175,12 +180,13 @@ def _annorect(entry, _image) -> Iterator[Pose]:
             slots[joint] = slot, "score" in point
         if slots:
             track = (rectangle.get("track_id") or [None])[0]
-            yield Pose(image, joints, at, _score(rectangle), track=track, slots=slots)
+            at = (*at, place, "point")
+            yield Pose(image, joints, at, _score(rectangle), track=track, slots=slots, slot=len(points))
 
 
 def _point_paths(pose: Pose, joint: int) -> tuple:
     slot, scored = pose.slots[joint]
-    point = (*pose.path, "annopoints", 0, "point", slot)
+    point = (*pose.path, slot)
     return (*point, "x", 0), (*point, "y", 0), (*point, "score", 0) if scored else None
 
 
@@ -226,8 +232,12 @@ def yolo_people(line: str, image: str, joints: int) -> Iterator[Pose]:
     each = _values_a_joint(len(numbers), joints)
     pose = numbers[5 : 5 + each * joints].reshape(joints, each)
     scores = pose[:, 2] if each == 3 else (pose != 0).any(axis=1)
-    rest = numbers[5 + each * joints :].tolist()
-    yield Pose(image, np.column_stack([pose[:, :2], scores]), (), rest[0] if rest else None)
+    rest = line.split()[5 + each * joints :]
+    # A lone whole number beyond 1 is a track without a confidence.
+    lone = len(rest) == 1 and rest[0].isdecimal() and int(rest[0]) > 1
+    score, track = (None, rest[0]) if lone else (*rest, None, None)[:2]
+    score = None if score is None else float(score)
+    yield Pose(image, np.column_stack([pose[:, :2], scores]), (), score, track=track and int(float(track)))
 
 
 def yolo_line(line: str, joints: int, changes: Mapping) -> str:
@@ -261,13 +271,14 @@ LAYOUTS = {
             lambda pose, joint: tuple((*pose.path, "pose_keypoints_2d", 3 * joint + i) for i in range(3)),
             None,
         ),
-        Layout("posetrack17", _annorect, _point_paths, ("score", 0), skeleton=POSETRACK17),
+        Layout("posetrack17", _annorect, _point_paths, None, skeleton=POSETRACK17),
         Layout(
             "mediapipe",
             _mediapipe,
             lambda pose, joint: tuple((*pose.path, joint, key) for key in ("x", "y", "visibility")),
             None,
             fraction=True,
+            skeleton=BLAZEPOSE,
         ),
         Layout("yolo", iter, _flat_paths, None, fraction=True),
         Layout("parquet", iter, _flat_paths, whole=True),

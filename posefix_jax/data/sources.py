@@ -67,12 +67,15 @@ class Images:
         """
         if self._video is not None:
             digits = re.findall(r"\d+", str(image))
-            return int(digits[-1]) if digits and int(digits[-1]) < self._video.frames else None
+            frame = int(digits[-1]) if digits and len(digits[-1]) < 20 else None
+            return frame if frame is not None and frame < self._video.frames else None
         if self._names is not None and image in self._names:
             return self._one(image, self._path(self._names[image]))
         named = self._path(str(image))
-        number = self._by_number.get(int(image), []) if str(image).isdecimal() else []
-        return self._one(image, named or self._by_stem.get(str(image)) or number)
+        stem = PurePosixPath(str(image)).name
+        alike = named or _ending_alike(str(image), self._by_stem.get(stem, ()), stems=True)
+        number = stem.isdecimal() and len(stem) < 20 and stem == str(image)
+        return self._one(image, alike or (self._by_number.get(int(stem), []) if number else []))
 
     def find_all(self, images: Iterable[int | str]) -> dict:
         """`find` of each, those that are here.
@@ -111,9 +114,7 @@ class Images:
         name = name.removeprefix("./")
         if name in self._read:
             return [name]
-        alike = [(_common_end(path, name), path) for path in self._by_name.get(PurePosixPath(name).name, ())]
-        most = max(alike, default=(0, ""))[0]
-        return [path for common, path in alike if common == most]
+        return _ending_alike(name, self._by_name.get(PurePosixPath(name).name, ()))
 
     def _one(self, image, paths: list[str]) -> str | None:
         shallow = [path for path in paths if path.count("/") == paths[0].count("/")]
@@ -124,14 +125,16 @@ class Images:
         return shallow[0] if shallow else None
 
 
-def _common_end(a: str, b: str) -> int:
-    """How many folders and names two paths end in together."""
-    common = 0
-    for x, y in zip(reversed(a.split("/")), reversed(b.split("/")), strict=False):
-        if x != y:
-            break
-        common += 1
-    return common
+def _ending_alike(name: str, paths: Iterable[str], *, stems: bool = False) -> list[str]:
+    """The paths (less their suffixes, with `stems`) that are the end of the name, or the name their end: the longest."""
+    found: dict[int, list[str]] = {}
+    wanted = name.split("/")
+    for path in paths:
+        parts = (str(PurePosixPath(path).with_suffix("")) if stems else path).split("/")
+        common = min(len(parts), len(wanted))
+        if parts[-common:] == wanted[-common:]:
+            found.setdefault(common, []).append(path)
+    return found[max(found)] if found else []
 
 
 def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
@@ -143,7 +146,10 @@ def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
             if not archives or not files.isfile(archives[0]):
                 raise PosefixError(f"{place}: no such archive")
             for archive in archives:
-                yield from (_zipped if archive.lower().endswith(".zip") else _tarred)(files, archive)
+                # Of several, so that the same name in two of them is not one photograph.
+                folder = f"{PurePosixPath(archive).name}/" if len(archives) > 1 else ""
+                for path, read in (_zipped if archive.lower().endswith(".zip") else _tarred)(files, archive):
+                    yield folder + path, read
         elif place.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
             raise PosefixError(
                 f"{place}: a compressed tar cannot be read at random; unpack it, or make it .tar or .zip"

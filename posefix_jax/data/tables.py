@@ -35,17 +35,29 @@ def _opened(path: str):
             raise PosefixError(f"{path}: {error}") from error
 
 
-def joints_of_table(path: str) -> int:
-    """How many joints the table's first row has."""
+def joints_of_table(path: str) -> int | None:
+    """How many joints the table's first row has; None of a table without rows.
+
+    Raises:
+      PosefixError: a column is lacking, or is of a type that cannot hold its values.
+    """
+    types = _arrow().types
     with _opened(path) as table:
-        names = table.schema_arrow.names
-        if "keypoints" not in names or not {"image_id", "file_name"} & set(names):
+        schema = table.schema_arrow
+        names = schema.names
+        if "keypoints" not in names or not {"image_id", "file_name"} & set(names) or len(set(names)) < len(names):
             raise PosefixError(
                 f"{path}: has columns {', '.join(names)}; expected image_id (or file_name) and keypoints"
             )
+        keypoints = schema.field("keypoints").type
+        lists = types.is_list(keypoints) or types.is_large_list(keypoints) or types.is_fixed_size_list(keypoints)
+        if not lists or not types.is_floating(keypoints.value_type):
+            raise PosefixError(f"{path}: keypoints are {keypoints}; expected a list of float or double")
+        if "score" in names and not types.is_floating(schema.field("score").type):
+            raise PosefixError(f"{path}: score is {schema.field('score').type}; expected float or double")
         for batch in table.iter_batches(1, columns=["keypoints"]):
             return len(batch["keypoints"][0].as_py() or ()) // 3
-    raise PosefixError(f"{path}: no row, no poses to work on")
+    return None
 
 
 def read_table(path: str, skeleton: Skeleton) -> Iterator[Element]:
@@ -123,15 +135,27 @@ class TableWriter:
             self._writer.close()
 
 
-def rows_table(rows: list[tuple[int | str, Pose]]):
-    """A batch of rows of its own: image_id, keypoints, score."""
+def rows_table(rows: list[tuple[int | str, Pose]], numbers: bool):
+    """A batch of rows of its own: image_id, keypoints, score.
+
+    Raises:
+      PosefixError: an id does not fit; `numbers` says whether all the job's ids are integers.
+    """
     arrow = _arrow()
-    images = [image for image, _ in rows]
-    number = all(isinstance(image, int) for image in images)
-    return arrow.record_batch(
-        {
-            "image_id": arrow.array(images if number else [str(i) for i in images], arrow.int64() if number else None),
-            "keypoints": arrow.array([pose.joints.reshape(-1).round(4).tolist() for _, pose in rows]),
-            "score": arrow.array([1.0 if pose.score is None else pose.score for _, pose in rows], arrow.float64()),
-        }
-    )
+    images = [image if numbers else str(image) for image, _ in rows]
+    try:
+        return arrow.record_batch(
+            {
+                "image_id": arrow.array(images, arrow.int64() if numbers else arrow.string()),
+                "keypoints": arrow.array([pose.joints.reshape(-1).round(4).tolist() for _, pose in rows]),
+                "score": arrow.array([1.0 if pose.score is None else pose.score for _, pose in rows], arrow.float64()),
+            }
+        )
+    except (OverflowError, UnicodeEncodeError, arrow.ArrowInvalid) as error:
+        raise PosefixError(f"an image_id does not fit a table ({error}); write another format") from error
+
+
+def has_scores(path: str) -> bool:
+    """Whether the table has a column of scores."""
+    with _opened(path) as table:
+        return "score" in table.schema_arrow.names
