@@ -292,7 +292,7 @@ class Job:
             if now & seen or len(now) < runs:
                 raise PosefixError(
                     f"{self.documents[0].path}: near row {part.first_row} two photographs, or rows of one that do not "
-                    f"stand together, would share a {self.to} file; sort the rows by photograph"
+                    f"stand together, would share one {self.to} file; sort the rows by photograph"
                 )
             seen |= now
 

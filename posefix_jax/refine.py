@@ -154,7 +154,7 @@ class _Run:
             scored = has_scores(place)
         if options.rescore and not scored:
             kind = options.to or layout.name
-            raise PosefixError(f"{place}: a {kind} file has no place for a person's score to --rescore; add --to coco")
+            raise PosefixError(f"{place}: {kind} files have no place for a person's score to --rescore; add --to coco")
         if options.oks_nms and not layout.whole and options.to is None:
             raise PosefixError(
                 f"{place}: --oks-nms leaves out rows, and people of a {layout.name} file are not rows; add --to coco"

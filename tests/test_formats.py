@@ -293,7 +293,7 @@ def test_rows_of_one_photograph_that_stand_apart(identity, photographs, tmp_path
     options = RefineOptions((str(source),), str(photographs), tmp_path / "o.json", part_rows=1, oks_nms=0.9)
     with pytest.raises(PosefixError, match="sort the file by image_id"):
         refine_rows(identity, options)
-    with pytest.raises(PosefixError, match="would share a yolo file; sort the rows"):
+    with pytest.raises(PosefixError, match="would share one yolo file; sort the rows"):
         convert(ConvertOptions((str(source),), tmp_path / "o", "yolo", images=str(photographs)))
     assert not (tmp_path / "o").exists() and not (tmp_path / "o.writing").exists()
 
