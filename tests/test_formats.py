@@ -440,3 +440,141 @@ def test_files_without_people_take_after_the_others(identity, photographs, tmp_p
     (tmp_path / "in" / "9.json").write_text(samples()["coco"][0][0][1])
     with pytest.raises(PosefixError, match="9.json is a coco file .* refine them apart"):
         refine_rows(identity, RefineOptions((str(tmp_path / "in"),), str(photographs), tmp_path / "out2"))
+
+
+def write_rows(path: Path, rows: list, **more) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, **more))
+    return str(path)
+
+
+def row_of(image, pose, score=0.5) -> dict:
+    return {"image_id": image, "category_id": 1, "keypoints": flat(pose), "score": score}
+
+
+def test_left_out_rows_leave_valid_files(identity, photographs, tmp_path):
+    """The first row of a file that is not the job's first, of lines, of annotations before one without keypoints."""
+    a, b, _ = bodies(COCO)
+    low, high, other = row_of(1, a, 0.1), row_of(1, a, 0.9), row_of(2, b)
+    write_rows(tmp_path / "in" / "a.json", [other])
+    write_rows(tmp_path / "in" / "b.json", [low, high, other])
+    options = {"oks_nms": 0.9, "batch_size": 8}
+    refine_rows(identity, RefineOptions((str(tmp_path / "in"),), str(photographs), tmp_path / "o", **options))
+    assert [[r["score"] for r in json.loads((tmp_path / "o" / f"{n}.json").read_text())] for n in "ab"] == [
+        [0.5],
+        [0.9, 0.5],
+    ]
+    (tmp_path / "l.jsonl").write_text("\n".join(json.dumps(r) for r in (low, high)))
+    refine_rows(identity, RefineOptions((str(tmp_path / "l.jsonl"),), str(photographs), tmp_path / "l", **options))
+    assert [json.loads(line)["score"] for line in (tmp_path / "l").read_text().splitlines()] == [0.9]
+    truth = {"images": [], "annotations": [low, {**high, "keypoints": []}, high]}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    refine_rows(identity, RefineOptions((str(tmp_path / "gt.json"),), str(photographs), tmp_path / "gt", **options))
+    assert [r["score"] for r in json.loads((tmp_path / "gt").read_text())["annotations"]] == [0.9, 0.9]
+
+
+def test_a_photograph_of_the_same_name_elsewhere_is_another(identity, photographs, tmp_path):
+    """Names with folders match whole: frames of two videos are called alike. So do files of poses in subfolders."""
+    data = (photographs / "000000000001.png").read_bytes()
+    (tmp_path / "i" / "a").mkdir(parents=True)
+    (tmp_path / "i" / "a" / "f1.png").write_bytes(data)
+    pose = bodies(COCO)[0]
+    rows = write_rows(tmp_path / "r.json", [row_of("v/a/f1.png", pose), row_of("v/b/f1.png", pose)])
+    images = str(tmp_path / "i")
+    assert refine_rows(identity, RefineOptions((rows,), images, tmp_path / "o"))["reasons"] == {"photograph missing": 1}
+    for video in "ab":
+        text = samples()["yolo"][0][1][1]
+        (tmp_path / "y" / video).mkdir(parents=True)
+        (tmp_path / "y" / video / "f1.txt").write_text(text)
+    report = refine_rows(identity, RefineOptions((f"{tmp_path}/./y/",), images, tmp_path / "oy"))
+    assert report["reasons"] == {"photograph missing": 1}
+    assert sorted(p.relative_to(tmp_path / "oy").as_posix() for p in files_of(tmp_path / "oy")) == [
+        "a/f1.txt",
+        "b/f1.txt",
+    ]
+    names = {"annotations": [row_of(1, pose)], "categories": []}
+    for i, name in enumerate(("p.png", "q.png")):
+        write_rows(tmp_path / "n" / f"{i}.json", {"images": [{"id": 1, "file_name": name}], **names})
+    with pytest.raises(PosefixError, match="image id 1 is q.png, in a file before it p.png"):
+        refine_rows(identity, RefineOptions((str(tmp_path / "n"),), images, tmp_path / "on"))
+
+
+def test_parts_that_another_job_left_are_not_taken(identity, photographs, tmp_path):
+    """Though the manifest is gone, or another job is still at work in the same place."""
+    poses = bodies(COCO)
+    one, two = (
+        write_rows(tmp_path / f"{name}.json", [row_of(image, p) for image, p in zip((1, 2, 3), some, strict=True)])
+        for name, some in (("one", poses), ("two", poses[::-1]))
+    )
+    options = {"part_rows": 1, "batch_size": 8}
+    refine_rows(identity, RefineOptions((one,), str(photographs), tmp_path / "o", shard="0/2", **options))
+    (tmp_path / "o.parts" / "manifest.json").unlink()
+    refine_rows(identity, RefineOptions((two,), str(photographs), tmp_path / "o", **options))
+    refine_rows(identity, RefineOptions((two,), str(photographs), tmp_path / "calm", **options))
+    assert (tmp_path / "o").read_bytes() == (tmp_path / "calm").read_bytes()
+
+
+def test_layouts_are_known_by_the_first_person(identity, photographs, tmp_path):
+    """Not by frames that show nobody before it; MMPose's demo writes a photograph's people into `instance_info`."""
+    halpe = SKELETONS["halpe26"]
+    a = bodies(halpe)[0]
+    person = {"keypoints": a[:, :2].tolist(), "keypoint_scores": a[:, 2].tolist()}
+    frames = [{"frame_id": 1, "instances": []}, {"frame_id": 2, "instances": [person]}]
+    marks = [{"x": 0.1 * i % 1, "y": 0.5, "visibility": 1} for i in range(33)]
+    files = {
+        "f.json": {"instance_info": frames},
+        "results_1.json": {"meta_info": {}, "instance_info": [person]},
+        "m.json": [{"image_id": 1, "landmarks": []}, {"image_id": 2, "landmarks": [marks]}],
+        "gt.json": {"annotations": [{"image_id": 1, "keypoints": []}, row_of(1, a)], "images": []},
+    }
+    for name, content in files.items():
+        source = write_rows(tmp_path / name, content)
+        report = refine_rows(identity, RefineOptions((source,), str(photographs), tmp_path / f"{name}.out"))
+        assert (report["rows"], report["refined"]) == (1, 1)
+
+
+def test_tables_that_cannot_hold_what_comes_out_are_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    values = [[1, 2, 1] * 17]
+    for columns, message in (
+        ({"image_id": [1], "keypoints": values}, r"keypoints are list<element: int64>; expected a list of float"),
+        ({"image_id": [1], "keypoints": [1.0]}, "keypoints are double"),
+        ({"image_id": [1], "keypoints": [[1.0] * 51], "score": [1]}, "score is int64"),
+        ({"image": [1], "keypoints": [[1.0] * 51]}, "expected image_id"),
+    ):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+        with pytest.raises(PosefixError, match=message):
+            open_document(str(tmp_path / "t.parquet"), skeleton=None, preferred=COCO)
+
+
+def test_what_a_format_cannot_hold_is_said_before_anything_is_refined(identity, photographs, tmp_path):
+    pose = bodies(COCO)[0]
+    for rows, to, message in (
+        (
+            [row_of(1, np.where(pose == pose[0, 0], np.nan, pose))],
+            "mmpose",
+            "a value is not finite; mmpose cannot hold",
+        ),
+        ([row_of(77, pose), row_of(1, pose)], "yolo", "row 0: the photograph 77 is not there"),
+        ([row_of("a/1.jpg", pose), row_of("b/1.jpg", pose)], "openpose", "would share one openpose file"),
+    ):
+        source = write_rows(tmp_path / "r.json", rows)
+        with pytest.raises(PosefixError, match=message):
+            refine_rows(identity, RefineOptions((source,), str(photographs), tmp_path / "o", to=to))
+        assert not (tmp_path / "o.parts").exists()
+    named = write_rows(tmp_path / "r.json", [row_of("\ud800\u0000.x/..", pose)])
+    convert(ConvertOptions((named,), tmp_path / "odd", "openpose"))
+    assert len(list((tmp_path / "odd").iterdir())) == 1
+
+
+@pytest.mark.parametrize("chunk", range(20, 34))
+def test_numbers_cut_by_a_read(chunk, monkeypatch):
+    monkeypatch.setattr(json_stream, "CHUNK", chunk)
+    text = '[{"a": 1.25, "b": -1.5E+10, "c": true, "d": 12}, 3.5e-7, 17]'
+    stream = JsonStream(io.BytesIO(text.encode()), "f")
+    assert [item.value for item in stream.items()][:-1] == json.loads(text)
+    stream = JsonStream(io.BytesIO(b'{"some name": 1.3, "another": -2E+5}'), "f")
+    found = {name: stream.value()[0] for name, _ in stream.members() if name}
+    assert found == {"some name": 1.3, "another": -2e5}

@@ -86,9 +86,10 @@ class JsonStream:
         while True:
             try:
                 value, end = _decoder.raw_decode(self._text, self._at)
-                # A number near the end of what was read may go on: 1, of 1.5e3.
-                goes_on = self._text[end - 1] not in '}]"' and self._text[end : end + 1] in _NUMBER
-                if not goes_on or len(self._text) - end > 1 or not self._fill(grow):
+                # A number near the end of what was read may go on: 1.5 of 1.5e-3.
+                rest = self._text[end : end + 4]
+                goes_on = len(rest) < 4 and not rest.strip(_NUMBER) and self._text[end - 1] not in '}]"'
+                if not goes_on or not self._fill(grow):
                     text, self._at = self._text[self._at : end], end
                     return value, text
             except ValueError as error:
