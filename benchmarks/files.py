@@ -189,7 +189,7 @@ def rates(options) -> dict:
             whole = time.perf_counter() - begun
 
             def read(out=out):
-                for path, _ in find_files([str(out)]):
+                for path, _ in find_files([str(out)], Path(folder, "none")):
                     for element in open_document(path, skeleton=None, preferred=COCO).elements():
                         assert element is not None
 
