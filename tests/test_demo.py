@@ -38,7 +38,7 @@ def test_shipped_refiner_does_no_harm(shared_data, tmp_path):
     coco = shared_data / "coco"
     detections = coco / "detections" / "movenet_thunder_val2017.json"
     truth = coco / "annotations" / "person_keypoints_val2017.json"
-    report = refine(RefineOptions(detections=detections, images=coco / "val2017", out=tmp_path / "r.json"))
+    report = refine(RefineOptions((str(detections),), str(coco / "val2017"), tmp_path / "r.json"))
     assert report["refined"] == report["rows"] == 296
     scores = evaluate(EvaluateOptions(results=tmp_path / "r.json", annotations=truth, against=detections, samples=10))
     assert scores["before"]["AP"] == pytest.approx(0.478, abs=0.0006)
