@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from posefix_jax.data.images import UnreadableImage, ordered_map
+from posefix_jax.data.images import ordered_map
 from posefix_jax.job import Job, Part
 from posefix_jax.parts import merge
 from posefix_jax.report.progress import Progress
-from posefix_jax.skeleton import COCO, load_skeleton
+from posefix_jax.skeleton import COCO
 from posefix_jax.types import PosefixError
 
 
@@ -44,7 +44,7 @@ def convert(options: ConvertOptions) -> dict:
         to=options.to,
         images=options.images,
         annotations=options.annotations,
-        skeleton=None if options.skeleton is None else load_skeleton(options.skeleton),
+        skeleton=options.skeleton,
         preferred=COCO,
         rows_a_part=4096,
     )
@@ -54,16 +54,10 @@ def convert(options: ConvertOptions) -> dict:
             f"{options.to} or its input counts in parts of the photograph's width and height: give --images"
         )
 
-    def sizes_of(part: Part) -> tuple[Part, dict]:
-        sizes = {}
+    def with_sizes(part: Part) -> Part:
         for image in part.by_image() if sized else ():
-            place = job.images.find(image)
-            if place is not None:
-                try:
-                    sizes[image] = job.images.read(place).shape[:2]
-                except UnreadableImage:
-                    pass  # named when the row turns out to need it
-        return part, sizes
+            job.size_of(part, image)
+        return part
 
     store = job.start(settings={"convert": options.images}, check=lambda part: None, shards=1)
     with (
@@ -71,8 +65,7 @@ def convert(options: ConvertOptions) -> dict:
         Progress("convert", job.rows, unit="poses") as progress,
     ):
         todo = (part for part in job.split() if not store.has(part.number))
-        for part, sizes in ordered_map(pool, sizes_of, todo, ahead=options.threads):
-            part.sizes.update(sizes)
+        for part in ordered_map(pool, with_sizes, todo, ahead=options.threads):
             job.finish(part, store)
             progress.update(part.first_row + len(part.poses))
     return merge(options.out, store.job)

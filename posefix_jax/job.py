@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 import numpy as np
 
+from posefix_jax.data.coco import read_file_names
 from posefix_jax.data.compose import TARGETS, as_lines, converted, file_of
 from posefix_jax.data.formats import Document, open_binary, open_document
 from posefix_jax.data.images import UnreadableImage
@@ -19,7 +20,7 @@ from posefix_jax.data.sources import Images
 from posefix_jax.data.tables import packed, rows_table
 from posefix_jax.parts import Parts
 from posefix_jax.report.progress import Progress
-from posefix_jax.skeleton import Skeleton
+from posefix_jax.skeleton import Skeleton, load_skeleton
 from posefix_jax.types import PosefixError, nearest_names
 
 POSE_FILES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet")
@@ -117,7 +118,7 @@ class Job:
       to: a format of `TARGETS`; None: each file's own.
       images: the place of the photographs, see `Images`; None where they are not needed.
       annotations: COCO file whose `images` give file names.
-      skeleton: the files' joints where they do not say them themselves.
+      skeleton: the files' joints where they do not say them themselves; what `load_skeleton` takes.
       preferred: taken where a file says only their number.
       rows_a_part: a part ends with the photograph that this row is of.
 
@@ -133,7 +134,7 @@ class Job:
         to: str | None,
         images: str | None,
         annotations: Path | None,
-        skeleton: Skeleton | None,
+        skeleton: str | None,
         preferred: Skeleton,
         rows_a_part: int,
     ):
@@ -146,9 +147,8 @@ class Job:
             if "://" not in path and Path(path).resolve() == out.resolve():
                 raise PosefixError(f"--out {out} is the detections file itself; write elsewhere")
         self.out, self.rows_a_part = out, rows_a_part
-        self.documents = [
-            open_document(path, skeleton=skeleton, preferred=preferred, name=name) for path, name in files
-        ]
+        given = None if skeleton is None else load_skeleton(skeleton)
+        self.documents = [open_document(path, skeleton=given, preferred=preferred, name=name) for path, name in files]
         model = next((document for document in self.documents if not document.empty), self.documents[0])
         self.skeleton, self.layout = model.skeleton, model.layout
         for i, document in enumerate(self.documents):
@@ -173,8 +173,6 @@ class Job:
 
     def _file_names(self, annotations: Path | None) -> Mapping | None:
         if annotations is not None:
-            from posefix_jax.data.coco import read_file_names
-
             names = read_file_names(annotations)[0]
             self._annotations = hashlib.sha256(Path(annotations).read_bytes()).hexdigest()
             return names
@@ -364,7 +362,7 @@ class Job:
                 pose = part.poses[row]
                 joints = np.array(part.joints.get(row, pose.joints), np.float64)
                 if self.fractions != target.fraction:
-                    height, width = self._size(part, image)
+                    height, width = self.size_of(part, image)
                     joints[:, :2] *= [width, height] if self.fractions else [1 / width, 1 / height]
                 score = part.scores.get(row, pose.score)
                 people.append(pose._replace(joints=converted(joints, self.skeleton, skeleton), score=score))
@@ -384,8 +382,12 @@ class Job:
             segments.append(("", packed(rows_table(tables, self._numbers))))
         return segments
 
-    def _size(self, part: Part, image) -> tuple[int, int]:
-        """Height and width of a photograph, of which it may be that nobody was refined."""
+    def size_of(self, part: Part, image) -> tuple[int, int]:
+        """Height and width of a photograph, of which it may be that nobody was refined.
+
+        Raises:
+          PosefixError: it does not decode.
+        """
         if image not in part.sizes:
             try:
                 part.sizes[image] = self.images.read(self.images.find(image)).shape[:2]

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from posefix_jax.data.coco import read_json
+from posefix_jax.data.coco import read_json, whole_file, write_json
 from posefix_jax.data.compose import annotations_tail
 from posefix_jax.data.tables import TableWriter
 from posefix_jax.types import PosefixError
@@ -33,7 +32,7 @@ class Parts:
     """
 
     def __init__(self, out: Path, manifest: dict):
-        self.folder, self.job = parts_folder(out), manifest["job"]
+        self.folder, self.job, self.count = parts_folder(out), manifest["job"], manifest["parts"]
         if (self.folder / MANIFEST).is_file() and _manifest(self.folder).get("job") != self.job:
             shutil.rmtree(self.folder, ignore_errors=True)
         if out.is_dir() and (manifest["single"] or not (self.folder / MANIFEST).is_file()):
@@ -44,8 +43,7 @@ class Parts:
         if not manifest["single"] and out.is_file():
             raise PosefixError(f"--out {out} is a file; several files are written, name a new folder")
         if not (self.folder / MANIFEST).is_file():
-            with whole_file(self.folder / MANIFEST) as file:
-                file.write(json.dumps(manifest).encode())
+            write_json(self.folder / MANIFEST, manifest)
 
     def has(self, part: int) -> bool:
         return self._path(part).is_file()
@@ -88,29 +86,6 @@ def _header(file: BinaryIO) -> dict:
         return json.loads(file.readline())
     except ValueError as error:
         raise PosefixError(f"{file.name}: not a part, or a damaged one; remove it and run its shard again") from error
-
-
-@contextmanager
-def whole_file(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name when all is written, or not at all; until then it is in `folder`.
-
-    Raises:
-      PosefixError: it cannot be written (the disk is full, ...).
-    """
-    # Shards may write at once.
-    partial = (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.writing"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise PosefixError(f"{path}: cannot write ({error.strerror or error})") from error
 
 
 def merge(out: Path, job: str | None = None) -> dict:

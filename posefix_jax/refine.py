@@ -23,7 +23,7 @@ from posefix_jax.refiner import Group, Outcome, Refiner
 from posefix_jax.report.pictures import GREEN, RED, draw_pose, side_by_side, write_picture
 from posefix_jax.report.progress import Progress
 from posefix_jax.sharding import keep_compiled
-from posefix_jax.skeleton import joints_in, load_skeleton
+from posefix_jax.skeleton import joints_in
 from posefix_jax.types import PosefixError
 
 
@@ -128,7 +128,7 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
         to=options.to,
         images=options.images,
         annotations=options.annotations,
-        skeleton=None if options.skeleton is None else load_skeleton(options.skeleton),
+        skeleton=options.skeleton,
         preferred=refiner.spec.skeleton,
         rows_a_part=options.part_rows,
     )
@@ -367,7 +367,7 @@ class _Run:
     def _write_pictures(self, store: Parts, index: int, shards: int) -> None:
         """Of the rows of this process's parts that changed most."""
         folder = self.options.out.with_name(self.options.out.name + ".pictures")
-        numbers = [part.number for part in self.job.split() if part.number % shards == index]
+        numbers = range(index, store.count, shards)
         changes = (change for number in numbers for change in store.header(number).get("changes", ()))
         for _, row, image, before, after in heapq.nlargest(self.options.pictures, changes, key=lambda c: c[0]):
             try:

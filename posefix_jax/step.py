@@ -320,8 +320,9 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, 
     """The refinement step, to be jitted: (variables, crops, crop_xy, present) -> `Refined`.
 
     Crops are [B, H, W, 3] in 0..255, RGB, any dtype; the pose is in crop pixels. With `flip` the mirrored crop is
-    run too; the `ks` decoder averages the two maps, the `soft-argmax` one the two poses. Joints the spec does not train keep their input. Of several `iterations` each
-    takes the pose of the one before, filled-in joints too, in the same crop; `input_ks` is then the first one's.
+    run too; the `ks` decoder averages the two maps, the `soft-argmax` one the two poses. Joints the spec does not
+    train keep their input. Of several `iterations` each takes the pose of the one before, filled-in joints too, in the
+    same crop; `input_ks` is then the first one's.
     """
     decode, skeleton, model = spec.decode, spec.skeleton, spec.model
     trained = jnp.asarray(spec.trained_joints)

@@ -138,13 +138,8 @@ def test_one_joint_changes_its_own_characters(sample):
     for old, new in zip(before, after, strict=True):
         assert new[4, :2].tolist() == [0.25, 0.5]
         np.testing.assert_array_equal(new[others], old[others])
-    if name not in ("yolo",):
-        stripped = (
-            [json_without_numbers(json.loads(line)) for line in (content(file).decode(), out) if name != "x"]
-            if (not name.endswith(("lines", "mediapipe")))
-            else []
-        )
-        assert not stripped or stripped[0] == stripped[1]
+    if name not in ("yolo", "coco-lines", "mediapipe"):  # one document of JSON
+        assert json_without_numbers(json.loads(out)) == json_without_numbers(json.loads(content(file)))
 
 
 def json_without_numbers(value):

@@ -3,8 +3,12 @@
 import json
 import math
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,20 +31,33 @@ def read_json(path: Path):
         raise PosefixError(f"{path}: not JSON text ({error})") from error
 
 
-def write_json(path: Path, content) -> None:
-    """Writes whole or not at all: to a file beside it, then renamed."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".writing")
+@contextmanager
+def whole_file(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name when all is written, or not at all; until then it is in `folder`.
+
+    Raises:
+      PosefixError: it cannot be written (the disk is full, ...).
+    """
+    # Shards may write at once.
+    partial = (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.writing"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PosefixError(f"{path}: cannot write ({error.strerror})") from error
+        raise PosefixError(f"{path}: cannot write ({error.strerror or error})") from error
+
+
+def write_json(path: Path, content) -> None:
+    """Writes whole or not at all. Raises PosefixError where it cannot be written."""
+    with whole_file(Path(path)) as file:
+        file.write(json.dumps(content).encode())
 
 
 @dataclass(frozen=True)

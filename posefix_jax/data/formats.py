@@ -17,7 +17,7 @@ import numpy as np
 
 from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
 from posefix_jax.data.layouts import LAYOUTS, MARKS, Element, Layout, Pose, image_id, yolo_line, yolo_lines, yolo_people
-from posefix_jax.skeleton import POSETRACK, SKELETONS, Skeleton
+from posefix_jax.skeleton import POSETRACK, SKELETONS, Skeleton, skeleton_from_category
 from posefix_jax.types import PosefixError
 
 
@@ -304,8 +304,6 @@ def _layout_of(entry, path: str) -> str:
 
 def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict, Skeleton | None]:
     """File names by image id, and the skeleton, of a COCO or PoseTrack 2018 file with `images` and `categories`."""
-    from posefix_jax.skeleton import skeleton_from_category
-
     names, skeleton, posetrack = {}, None, False
     stream.space()
     for name, _ in stream.members():

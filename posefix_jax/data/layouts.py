@@ -20,7 +20,8 @@ class Pose(NamedTuple):
     `joints` is [K, 3] float64 in the file's own joints: x, y, score; x and y in image pixels, or in parts of the
     image's width and height where the layout says so. A joint with a score of 0 is missing. `path` is where the
     person stands in the element; `slots`, in a layout that lists only the joints it has, where each stands, and
-    whether it has a score, and `slot` where the next would stand. `image` names the photograph: an id, a frame index, or a file name.
+    whether it has a score, and `slot` where the next would stand. `image` names the photograph: an id, a frame
+    index, or a file name.
     """
 
     image: ImageId
