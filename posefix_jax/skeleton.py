@@ -121,16 +121,25 @@ def group_of(joint: str) -> str:
     stem = joint.lower()
     for side in ("left_", "right_", "l_", "r_"):
         stem = stem.removeprefix(side)
+    stem = stem.split("-")[0]  # face-0 .. face-67 of COCO-WholeBody
     known = {"eye": "face", "ear": "face", "head_top": "head", "head_bottom": "head", "top_head": "head"}
+    known |= {"front_paw": "wrist", "back_paw": "ankle"}
     groups = {"nose", "face", "head", "neck", "shoulder", "elbow", "wrist", "hip", "knee", "ankle"}
     stem = known.get(stem, stem)
     return stem if stem in groups else "other"
 
 
-def _skeleton(name: str, joints: str, sigmas: Sequence[float], limbs: str, never: tuple[int, ...] = ()) -> Skeleton:
-    """Builds from words: pairs of `left_x`/`right_x` are twins, limbs are `a-b` words."""
+def _skeleton(
+    name: str,
+    joints: str,
+    sigmas: Sequence[float],
+    limbs: str,
+    never: tuple[int, ...] = (),
+    pairs: tuple[tuple[int, int], ...] = (),
+) -> Skeleton:
+    """Builds from words: `left_x`/`right_x` are twins (and `pairs`), limbs are `a-b` words."""
     names = tuple(joints.split())
-    pairs = tuple((i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_"))
+    pairs += tuple((i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_"))
     bones = tuple(tuple(names.index(end) for end in limb.split("-")) for limb in limbs.split())
     return Skeleton(name, names, pairs, tuple(sigmas), bones, tuple(group_of(joint) for joint in names), never)
 
@@ -246,9 +255,67 @@ MPII = _body(
     "pelvis-thorax thorax-neck neck-head_top",
 )
 
+
+def _mirrored(*runs: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
+    """Pairs of face landmarks, numbered from 0 in the skeleton's joints 23 on: (first, last, sum of a pair)."""
+    return tuple((23 + i, 23 + total - i) for first, last, total in runs for i in range(first, last + 1))
+
+
+_HAND = " ".join(
+    ["{0}_hand_root"]
+    + [f"{{0}}_{f}{i}" for f in "thumb forefinger middle_finger ring_finger pinky_finger".split() for i in range(1, 5)]
+)
+_HAND_SIGMAS = "29 22 35 37 47 26 25 24 35 18 24 22 26 17 21 21 32 20 19 22 31 "
+# Names, order, mirror and sigmas (here in thousandths) of the COCO-WholeBody evaluation: body, feet, 68 face landmarks,
+# left hand, right hand.
+WHOLEBODY = _skeleton(
+    "coco-wholebody",
+    " ".join(COCO.joints)
+    + " left_big_toe left_small_toe left_heel right_big_toe right_small_toe right_heel "
+    + " ".join(f"face-{i}" for i in range(68))
+    + f" {_HAND.format('left')} {_HAND.format('right')}",
+    COCO.sigmas
+    + tuple(
+        int(thousandths) / 1000
+        for thousandths in (
+            "68 66 66 92 94 94 "
+            "42 43 44 43 40 35 31 25 20 23 29 32 37 38 43 41 45 13 12 11 11 12 12 11 11 13 15 9 7 7 7 12 9 8 16 10 17 "
+            "11 9 11 9 7 13 8 11 12 10 34 8 8 9 8 8 7 10 8 9 9 9 7 7 8 11 8 8 8 10 8 " + 2 * _HAND_SIGMAS
+        ).split()
+    ),
+    _ARMS + "left_ankle-left_big_toe left_ankle-left_small_toe left_ankle-left_heel right_ankle-right_big_toe "
+    "right_ankle-right_small_toe right_ankle-right_heel left_wrist-left_hand_root right_wrist-right_hand_root "
+    + " ".join(
+        f"{side}_{'hand_root' if i == 1 else f'{finger}{i - 1}'}-{side}_{finger}{i}"
+        for side in ("left", "right")
+        for finger in "thumb forefinger middle_finger ring_finger pinky_finger".split()
+        for i in range(1, 5)
+    ),
+    pairs=_mirrored((0, 7, 16), (17, 21, 43), (31, 32, 66), (36, 39, 81), (40, 41, 87))
+    + _mirrored((48, 50, 102), (55, 56, 114), (60, 61, 124), (65, 65, 132)),
+)
+WHOLEBODY_KEYS = {"keypoints": 17, "foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21}
+"""The lists of a COCO-WholeBody entry, in joint order, and how many joints each holds."""
+
+# Names as in AP-10K's annotation files. The sigmas are those that its published figures were made with: COCO's by
+# position, not by kind of joint (so left and right differ).
+AP10K = _skeleton(
+    "ap10k",
+    "left_eye right_eye nose neck root_of_tail left_shoulder left_elbow left_front_paw right_shoulder right_elbow "
+    "right_front_paw left_hip left_knee left_back_paw right_hip right_knee right_back_paw",
+    (0.025, 0.025, 0.026, *COCO.sigmas[3:]),
+    "left_eye-right_eye left_eye-nose right_eye-nose nose-neck neck-root_of_tail neck-left_shoulder "
+    "left_shoulder-left_elbow left_elbow-left_front_paw neck-right_shoulder right_shoulder-right_elbow "
+    "right_elbow-right_front_paw root_of_tail-left_hip left_hip-left_knee left_knee-left_back_paw "
+    "root_of_tail-right_hip right_hip-right_knee right_knee-right_back_paw",
+)
+
 SKELETONS = {
     skeleton.name: skeleton
-    for skeleton in (COCO, POSETRACK, POSETRACK17, CROWDPOSE, OPENPOSE18, OPENPOSE25, BLAZEPOSE, HALPE26, MPII)
+    for skeleton in (
+        *(COCO, POSETRACK, POSETRACK17, CROWDPOSE, OPENPOSE18, OPENPOSE25, BLAZEPOSE, HALPE26, MPII),
+        *(WHOLEBODY, AP10K),
+    )
 }
 
 _SAME = {"top_head": "head_top", "pelvis": "mid_hip"}

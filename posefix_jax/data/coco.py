@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from posefix_jax.geometry import PERSON_FILL
-from posefix_jax.skeleton import Skeleton, skeleton_from_category
+from posefix_jax.skeleton import COCO, WHOLEBODY, WHOLEBODY_KEYS, Skeleton, skeleton_from_category
 from posefix_jax.types import PosefixError
 
 
@@ -62,13 +62,19 @@ def write_json(path: Path, content) -> None:
 
 @dataclass(frozen=True)
 class Person:
-    """One annotated person. `joints` is [K, 3]: image x, y, visibility (0: not labelled)."""
+    """One annotated person.
+
+    `joints` is [K, 3]: image x, y, visibility (0: not labelled). `box` (x, y, width, height), `area` and `head_size` are
+    image pixels; `head_size` is the entry's own, or 0.6 times the diagonal of its `bbox_head` (MPII's and PoseTrack's
+    rule), None where it has neither.
+    """
 
     annotation_id: int
     image_id: int
     joints: np.ndarray
     box: tuple[float, float, float, float]
     area: float
+    head_size: float | None = None
 
     @property
     def labelled(self) -> np.ndarray:
@@ -94,8 +100,11 @@ class Annotations:
         return {i: str(image["file_name"]) for i, image in self.images.items() if "file_name" in image}
 
 
-def read_annotations(path: Path) -> Annotations:
-    """Reads a COCO keypoint annotation file, its first category with keypoints; `skipped` counts who is left out.
+def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotations:
+    """Reads a COCO keypoint annotation file: its first category with keypoints, and others of the same joints (AP-10K has
+    a category a species); `skipped` counts who is left out. Entries with COCO-WholeBody's lists beside `keypoints` are
+    people of 133 joints; a list whose flag (`face_valid`, ...) is false is not labelled. A `skeleton` says what is known
+    of the category's joints, which must be its own.
 
     Raises:
       PosefixError: not such a file, or an entry does not fit; says which.
@@ -115,14 +124,23 @@ def read_annotations(path: Path) -> Annotations:
     if not categories:
         raise PosefixError(f"{path}: no category has keypoints; expected a keypoint annotation file")
     category = categories[0]
-    skeleton = skeleton_from_category(category)
+    if skeleton is None:
+        skeleton = skeleton_from_category(category)
+    elif list(skeleton.joints) != category["keypoints"]:
+        raise PosefixError(
+            f"{path}: its joints are {category['keypoints']!r:.200}, those of the skeleton {skeleton.name} "
+            f"{list(skeleton.joints)!r:.200}; expected the same names in the same order"
+        )
+    kinds = {c.get("id") for c in categories if c["keypoints"] == category["keypoints"]}
+    if skeleton == COCO and any(isinstance(e, dict) and "foot_kpts" in e for e in content["annotations"]):
+        skeleton = WHOLEBODY
     images = _images(content, path)
     people, crowds, skipped = [], [], {"crowd": 0, "no labelled joint": 0, "other category": 0}
     for row, entry in enumerate(content["annotations"]):
         where = f"{path}: annotation {row}"
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int | str):
             raise PosefixError(f"{where} has no image_id")
-        if entry.get("category_id", category.get("id")) != category.get("id"):
+        if entry.get("category_id", category.get("id")) not in kinds:
             skipped["other category"] += 1
             continue
         person = _person(entry, row, skeleton, where)
@@ -178,12 +196,40 @@ def _person(entry: dict, row: int, skeleton: Skeleton, where: str) -> Person:
         ) from error
     if len(box) != 4 or not all(map(math.isfinite, (*box, area))):
         raise PosefixError(f"{where}: bbox must be 4 finite numbers and area one, found {box}, {area}")
-    return Person(entry.get("id", row), entry["image_id"], joints, box, max(area, 1.0))
+    return Person(entry.get("id", row), entry["image_id"], joints, box, max(area, 1.0), _head_size(entry, where))
+
+
+def _head_size(entry: dict, where: str) -> float | None:
+    size, box = entry.get("head_size"), entry.get("bbox_head")
+    try:
+        if size is None and box:
+            _, _, width, height = map(float, box)
+            size = 0.6 * math.hypot(width, height)
+        return float(size) if size is not None and 0 < float(size) < math.inf else None
+    except (TypeError, ValueError) as error:
+        raise PosefixError(
+            f"{where}: bbox_head must be 4 numbers (x, y, width, height) and head_size one, found {box!r:.60}, {size!r:.20}"
+        ) from error
+
+
+def _whole_body(entry: dict, where: str) -> list:
+    """COCO-WholeBody's five lists, one after the other; zeros for a list that is not there or flagged as not valid."""
+    joined = []
+    for key, count in WHOLEBODY_KEYS.items():
+        part = entry.get(key)
+        if part is None or not entry.get(key.removesuffix("_kpts") + "_valid", True):
+            part = [0] * (3 * count)
+        if not isinstance(part, list) or len(part) != 3 * count:
+            raise PosefixError(f"{where}: {key} must be {3 * count} numbers (x, y, v of {count} joints)")
+        joined += part
+    return joined
 
 
 def joints_of(entry: dict, num_joints: int, where: str) -> np.ndarray:
-    """[K, 3] float64 of an entry's flat `keypoints`. Raises PosefixError naming `where` on a wrong count or value."""
+    """[K, 3] float64 of an entry's `keypoints`. Raises PosefixError naming `where` on a wrong count or value."""
     values = entry.get("keypoints")
+    if num_joints == WHOLEBODY.num_joints and isinstance(values, list) and len(values) != 3 * num_joints:
+        values = _whole_body(entry, where)
     if not isinstance(values, list):
         raise PosefixError(f"{where} has no list of keypoints")
     if len(values) != 3 * num_joints:
@@ -197,15 +243,18 @@ def joints_of(entry: dict, num_joints: int, where: str) -> np.ndarray:
         raise PosefixError(f"{where}: a keypoint value is no number") from error
 
 
-def read_results(path: Path, skeleton: Skeleton) -> list[dict]:
+def read_results(path: Path, skeleton: Skeleton, *, annotated: bool = False) -> list[dict]:
     """The rows of a COCO keypoint results file, untouched; each checked to be one of `skeleton`.
 
+    With `annotated` also those of an object that lists them as its `annotations` (PoseTrack 2018's form of results).
     Values that are not finite are left to the caller, who knows what to do with such a row.
 
     Raises:
       PosefixError: not such a file, empty, or a row does not fit; says which.
     """
     content = read_json(path)
+    if annotated and isinstance(content, dict):
+        content = content.get("annotations", content)
     if isinstance(content, dict):
         raise PosefixError(
             f"{path}: an object{', as an annotation file is' if 'annotations' in content else ''}; expected a results "
@@ -223,6 +272,10 @@ def read_results(path: Path, skeleton: Skeleton) -> list[dict]:
             raise PosefixError(f"{where} has no image_id")
         joints_of(entry, skeleton.num_joints, where)
     return content
+
+
+OVERLAP_IOU = 0.1
+"""Box IoU from which two people of a photograph overlap (released code; Ronchi & Perona, ICCV 2017)."""
 
 
 def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

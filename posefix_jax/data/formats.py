@@ -17,7 +17,7 @@ import numpy as np
 
 from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
 from posefix_jax.data.layouts import LAYOUTS, MARKS, Element, Layout, Pose, image_id, yolo_line, yolo_lines, yolo_people
-from posefix_jax.skeleton import POSETRACK, SKELETONS, Skeleton, skeleton_from_category
+from posefix_jax.skeleton import POSETRACK, SKELETONS, WHOLEBODY_KEYS, Skeleton, skeleton_from_category
 from posefix_jax.types import PosefixError
 
 
@@ -293,6 +293,8 @@ def _layout_of(entry, path: str) -> str:
         return "mmpose-image"
     if keys & set(MARKS):
         return "mediapipe"
+    if set(WHOLEBODY_KEYS) <= keys:
+        return "coco-wholebody"
     if isinstance(entry, dict) and keys & {"image_id", "keypoints", "category_id"}:
         return "coco"
     found = f"an object with {', '.join(sorted(keys)[:5])}" if isinstance(entry, dict) else f"{entry!r:.40}"

@@ -2,13 +2,13 @@
 
 import contextlib
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from posefix_jax.evaluation.scores import Scores, Truth
 from posefix_jax.skeleton import Skeleton
 
 FIGURES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -20,15 +20,7 @@ def keypoint_similarity(xy: np.ndarray, true_xy: np.ndarray, area: np.ndarray, s
     return np.exp(-distance / (8 * np.square(skeleton.sigmas) * np.asarray(area)[..., None]))
 
 
-@dataclass(frozen=True)
-class KeypointScores:
-    """`figures`: the ten COCO figures by name. `evaluator`: pycocotools' own, for `bootstrap_difference`."""
-
-    figures: dict
-    evaluator: COCOeval
-
-
-def truth_of(image_ids: Iterable, people: Iterable[dict], skeleton: Skeleton) -> COCO:
+def truth_of(image_ids: Iterable, people: Iterable[Mapping], skeleton: Skeleton) -> COCO:
     """pycocotools' index of true poses.
 
     Args:
@@ -58,7 +50,7 @@ def truth_of(image_ids: Iterable, people: Iterable[dict], skeleton: Skeleton) ->
     return coco
 
 
-def keypoint_scores(truth: COCO, results: list[dict], skeleton: Skeleton) -> KeypointScores:
+def keypoint_scores(truth: COCO, results: Sequence[Mapping], skeleton: Skeleton) -> Scores:
     """pycocotools' keypoint evaluation of results rows (image_id, keypoints, score) against `truth_of`."""
     rows = [{key: row[key] for key in ("image_id", "keypoints", "score")} | {"category_id": 1} for row in results]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -68,24 +60,14 @@ def keypoint_scores(truth: COCO, results: list[dict], skeleton: Skeleton) -> Key
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    return KeypointScores(dict(zip(FIGURES, map(float, evaluator.stats), strict=True)), evaluator)
+    matches = _Matches(evaluator)
+    figures = dict(zip(FIGURES, map(float, evaluator.stats), strict=True))
+    return Scores(figures, "AP", matches.num_images, "photographs", matches.average_precision)
 
 
-def bootstrap_difference(
-    before: KeypointScores, after: KeypointScores, *, samples: int = 500, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of the difference in AP (after - before) over draws of photographs with replacement.
-
-    Both sides see the same draws. Exactly pycocotools' AP of each draw, from its per-photograph matches.
-    """
-    sides = [_Matches(scores.evaluator) for scores in (before, after)]
-    rng = np.random.default_rng(seed)
-    count = sides[0].num_images
-    draws = rng.integers(0, count, (samples, count))
-    counts = np.stack([np.bincount(draw, minlength=count) for draw in draws])
-    differences = [sides[1].average_precision(c) - sides[0].average_precision(c) for c in counts]
-    low, high = np.percentile(differences, (2.5, 97.5))
-    return float(low), float(high)
+def oks_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
+    """The ten COCO keypoint figures, by the skeleton's own sigmas."""
+    return keypoint_scores(truth_of(truth.images, truth.people, truth.skeleton), rows, truth.skeleton)
 
 
 class _Matches:
