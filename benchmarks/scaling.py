@@ -28,7 +28,7 @@ from posefix_jax.optimizer import OptimizerConfig, make_optimizer
 from posefix_jax.sharding import data_mesh, replicated, split
 from posefix_jax.skeleton import COCO
 from posefix_jax.step import Batch, InputConfig, make_train_step
-from posefix_jax.synthesis import PAPER
+from posefix_jax.synthesis import make_synthesizer
 from posefix_jax.train import initial_state
 
 TINY = ModelConfig("resnet18", width=16, head_channels=32, crop_hw=(128, 96), pose_sigma=3.5)
@@ -40,7 +40,7 @@ def build(config: Config, spec: RefinerSpec, mesh):
     optimizer = make_optimizer(config.optimizer, 1000)
     step = make_train_step(
         spec=spec,
-        errors=PAPER,
+        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
         augment=config.augment,
         inputs=config.inputs,
         optimizer=optimizer,

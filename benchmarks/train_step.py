@@ -18,7 +18,7 @@ from posefix_jax.optimizer import make_optimizer
 from posefix_jax.sharding import data_mesh
 from posefix_jax.skeleton import COCO
 from posefix_jax.step import Batch, InputConfig, make_train_step, make_training_pose, make_update_step, sample_keys
-from posefix_jax.synthesis import PAPER
+from posefix_jax.synthesis import PAPER, from_model
 from posefix_jax.train import initial_state
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     config = Config(model=ModelConfig("resnet50"))
     spec = RefinerSpec(COCO, config.model, (True,) * 17)
     optimizer = make_optimizer(config.optimizer, 1000)
-    options = dict(spec=spec, errors=PAPER, augment=AugmentConfig(), inputs=InputConfig())
+    options = dict(spec=spec, synthesize=from_model(PAPER, COCO), augment=AugmentConfig(), inputs=InputConfig())
     batch = jax.device_put(random_batch(size))
     root = jax.random.key(0)
 

@@ -30,6 +30,8 @@ def config() -> Config:
             backbone="mobilenet_v2", width=32, head_channels=96, skips=True, crop_hw=(128, 96), pose_sigma=3.5
         ),
         augment=AugmentConfig(scale=0.25, rotation=30.0, shift=0.04, colour=0.2),
-        inputs=InputConfig(detected_share=0.25, withhold_pose=0.1, withhold_joint=0.05),
+        errors=("posefix", "empirical"),
+        error_weights=(0.75, 0.25),
+        inputs=InputConfig(withhold_pose=0.1, withhold_joint=0.05),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, average_decay=0.998),
     )

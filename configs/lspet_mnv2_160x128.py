@@ -22,7 +22,9 @@ def config() -> Config:
         init=coarse.out,
         epochs=12,
         augment=AugmentConfig(scale=0.2, rotation=25.0, shift=0.03, colour=0.15),
-        inputs=InputConfig(detected_share=0.3, withhold_pose=0.05, withhold_joint=0.03),
+        errors=("posefix", "empirical"),
+        error_weights=(0.7, 0.3),
+        inputs=InputConfig(withhold_pose=0.05, withhold_joint=0.03),
         model=replace(coarse.model, crop_hw=(160, 128), pose_sigma=4.5),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, average_decay=0.998),
     )

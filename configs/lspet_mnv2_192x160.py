@@ -23,7 +23,9 @@ def config() -> Config:
         epochs=5,
         data=replace(before.data, train=("prepared/lspet", *["prepared/coco"] * 5), labelled_share=0.5),
         augment=AugmentConfig(scale=0.25, rotation=30.0, shift=0.05, colour=0.25, erase=0.3),
-        inputs=InputConfig(detected_share=0.4, withhold_pose=0.1, withhold_joint=0.08),
+        errors=("posefix", "empirical"),
+        error_weights=(0.6, 0.4),
+        inputs=InputConfig(withhold_pose=0.1, withhold_joint=0.08),
         model=replace(before.model, crop_hw=(192, 160), pose_sigma=5.5),
         optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, average_decay=0.998),
     )

@@ -33,6 +33,8 @@ def config() -> Config:
         augment=AugmentConfig(
             scale=0.3, rotation=40.0, shift=0.05, colour=0.3, erase=0.3, half_body=0.15, full_epochs=135
         ),
-        inputs=InputConfig(detected_share=0.4, withhold_pose=0.1, withhold_joint=0.08),
+        errors=("posefix", "empirical"),
+        error_weights=(0.6, 0.4),
+        inputs=InputConfig(withhold_pose=0.1, withhold_joint=0.08),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=500),
     )

@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from posefix_jax.augment import AugmentConfig
+from posefix_jax.losses import LossConfig
 from posefix_jax.models import DecodeConfig, ModelConfig
 from posefix_jax.optimizer import OptimizerConfig
 from posefix_jax.sharding import ProcessConfig
 from posefix_jax.step import InputConfig
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, function_in_file
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,11 @@ class Config:
     """of weights, data order, augmentation and errors"""
     epochs: int = 140
     """passes over the training people (140: paper, section 6)"""
-    errors: str = "paper"
-    """error model: paper, or a JSON file"""
+    errors: tuple[str, ...] = ("posefix",)
+    """what spoils the poses: posefix (the paper's), scalar, gaussian, dropout, limb, poserefiner, empirical, none, an error model
+    that `posefix analyse fit` wrote (.json), or a file of your own (.py); of several one is drawn for each person"""
+    error_weights: tuple[float, ...] = ()
+    """how often each of them, in proportion; all alike if empty"""
     init: str = ""
     """weights to start from: a refiner (crop size and skeleton may differ), or a backbone that `posefix import` wrote"""
     save_every: int = 1000
@@ -79,6 +82,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     inputs: InputConfig = field(default_factory=InputConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
@@ -107,13 +111,7 @@ def load_preset(path: str | Path) -> Config:
     path = Path(path)
     if not path.is_file():
         raise PosefixError(f"{path}: no such config file; the presets are in configs/")
-    try:
-        make = runpy.run_path(str(path)).get("config")
-        config = make() if callable(make) else None
-    except PosefixError:
-        raise
-    except Exception as error:
-        raise PosefixError(f"{path}: {type(error).__name__}: {error}") from error
+    config = function_in_file(path, "config")()
     if not isinstance(config, Config):
         raise PosefixError(f"{path}: expected it to define config() returning a posefix_jax.Config")
     return config

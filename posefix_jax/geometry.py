@@ -80,10 +80,15 @@ EMPTY_EXTENT = 20.0
 """Side in pixels of the box around joints without extent (released code)."""
 
 
+def crop_box(box, crop_hw: tuple[int, int], xp=np):
+    """The crop region (x, y, w, h) for a person's annotated or detected box: the crop's aspect, x 1.25."""
+    return grow_box(fit_aspect(box, crop_hw, xp), CROP_PADDING, minimum=1.0, xp=xp)
+
+
 def crop_box_of_joints(xy, present, crop_hw: tuple[int, int], xp=np):
     """The crop region (x, y, w, h) for an input pose: extent x 1.2, the crop's aspect, x 1.25."""
     box = grow_box(joint_extent(xy, present, xp), JOINT_BOX_GROWTH, minimum=EMPTY_EXTENT, xp=xp)
-    return grow_box(fit_aspect(box, crop_hw, xp), CROP_PADDING, xp=xp)
+    return crop_box(box, crop_hw, xp)
 
 
 PERSON_FILL = 0.53

@@ -43,6 +43,22 @@ def probabilities(logits: Float[Array, "h w K"]) -> Float[Array, "h w K"]:
     return jax.nn.softmax(logits.astype(jnp.float32), axis=(0, 1))
 
 
+def argmax(heatmap: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
+    """The highest cell of each joint's map, a quarter of a cell towards its higher neighbour along each axis.
+
+    Along an axis at whose end it lies it stays.
+    The usual decoding of maps trained to be Gaussians (Newell et al., ECCV 2016).
+    """
+    h, w, k = heatmap.shape
+    best = heatmap.reshape(h * w, k).argmax(axis=0)
+    y, x = best // w, best % w
+    padded = jnp.pad(heatmap, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    joint = jnp.arange(k)
+    across = jnp.where((x > 0) & (x < w - 1), padded[y + 1, x + 2, joint] - padded[y + 1, x, joint], 0.0)
+    down = jnp.where((y > 0) & (y < h - 1), padded[y + 2, x + 1, joint] - padded[y, x + 1, joint], 0.0)
+    return jnp.stack([x, y], axis=-1).astype(jnp.float32) + 0.25 * jnp.sign(jnp.stack([across, down], axis=-1))
+
+
 def soft_argmax(probability: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
     """The mean position under each joint's probability map, in heatmap cells. Inverts `encode_one_hot`."""
     h, w, _ = probability.shape

@@ -17,6 +17,7 @@ from posefix_jax.report.pictures import GREEN, WHITE, draw_pose, kind_legend, sh
 from posefix_jax.report.progress import format_seconds
 from posefix_jax.sharding import local_copy
 from posefix_jax.step import Batch, make_training_pose, sample_keys
+from posefix_jax.synthesis import Synthesizer
 from posefix_jax.validate import line_of
 
 PROFILE_FROM = 10
@@ -33,13 +34,15 @@ class Monitor:
     Process 0 prints and writes; the others keep quiet.
     """
 
-    def __init__(self, config: Config, spec: RefinerSpec, errors, feed: Feed, *, steps: int, step: int, rate_at):
+    def __init__(
+        self, config: Config, spec: RefinerSpec, synthesize: Synthesizer, feed: Feed, *, steps: int, step: int, rate_at
+    ):
         self.config, self.steps, self.step, self.rate_at, self.feed = config, steps, step, rate_at, feed
         self.first = step
         self.chief = jax.process_index() == 0
         self.out = Path(config.out)
         self.writer = SummaryWriter(str(self.out / "metrics"), purge_step=step) if self.chief else None
-        self.look = _make_look(config, spec, errors)
+        self.look = _make_look(config, spec, synthesize)
         self.pending: list = []
         self.skipped = 0
         self.aside = dict.fromkeys(("validation", "pictures", "saving"), 0.0)
@@ -144,7 +147,7 @@ class Monitor:
             self.writer.add_scalar(f"train/{key}", value, step)
 
 
-def _make_look(config: Config, spec: RefinerSpec, errors):
+def _make_look(config: Config, spec: RefinerSpec, synthesize: Synthesizer):
     """A function that draws people of a batch: truth, input coloured by error kind, prediction."""
     network = spec.network()
 
@@ -152,7 +155,7 @@ def _make_look(config: Config, spec: RefinerSpec, errors):
     def look(variables, batch, root):
         poses = jax.vmap(
             lambda key, record: make_training_pose(
-                key, record, spec=spec, errors=errors, augment=config.augment, inputs=config.inputs
+                key, record, spec=spec, synthesize=synthesize, augment=config.augment, inputs=config.inputs
             )
         )(sample_keys(root, batch.epoch, batch.sample), batch)
         logits = network.apply(variables, poses.crop, poses.input.crop_xy, poses.input.present)

@@ -8,9 +8,8 @@ import numpy as np
 
 from posefix_jax.checkpoints import load_refiner, save_refiner
 from posefix_jax.models import DecodeConfig
-from posefix_jax.synthesis import load_error_model
 from posefix_jax.types import PosefixError
-from posefix_jax.validate import Validator, line_of
+from posefix_jax.validate import Validator, keep_unpromising, line_of
 
 TEMPERATURES = (1.0, 1.5)
 KEEP_MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -64,15 +63,12 @@ def tune(variables, spec, folders: tuple[str, ...]) -> DecodeConfig:
     for temperature in TEMPERATURES:
         # With a margin of 0 every joint that promises any gain moves: the other margins follow from its promises.
         open_spec = replace(spec, decode=DecodeConfig("ks", temperature=temperature))
-        validator = Validator(folders, open_spec, load_error_model("paper"))
+        validator = Validator(folders, open_spec)
         poses = {kind: validator.poses(kind, variables) for kind in validator.kinds}
         for keep_margin in KEEP_MARGINS:
             scores = {}
             for kind, moved in poses.items():
-                better = (moved.output_ks - moved.input_ks > keep_margin) & (moved.output_ks >= min_ks)
-                kept = moved.present & ~better
-                refined_xy = np.where(kept[..., None], moved.input_xy, moved.refined_xy)
-                scores[kind] = validator.score(moved._replace(refined_xy=refined_xy))
+                scores[kind] = validator.score(keep_unpromising(moved, keep_margin, min_ks))
                 line = f"temperature {temperature}, keep_margin {keep_margin}: {line_of(kind, scores[kind])}"
                 print(line, file=sys.stderr, flush=True)
             ap = scores[validator.kinds[-1]]["ap_refined"]

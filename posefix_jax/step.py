@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from posefix_jax import geometry, heatmaps, losses
 from posefix_jax.augment import AugmentConfig, random_colour, random_crop_affine, random_erase, warp
 from posefix_jax.models import STRIDE, RefinerSpec
-from posefix_jax.synthesis import ErrorModel, SyntheticPose, synthesize_pose
+from posefix_jax.synthesis import Person, Synthesizer, SyntheticPose
 from posefix_jax.types import ErrorKind, PosefixError
 
 Network = Callable[..., Array]
@@ -65,17 +65,17 @@ class Batch(NamedTuple):
 class InputConfig:
     """What the network sees as its input pose during training. Static under `jit`."""
 
-    detected_share: float = 0.0
-    """share of the samples, among people with stored detections, whose input is one of those"""
     withhold_pose: float = 0.0
     """share of the samples that get no input pose at all"""
     withhold_joint: float = 0.0
     """share of the input joints left out"""
+    self_share: float = 0.0
+    """share of the samples whose input is the network's own output for the synthetic pose, for refining repeatedly"""
     box: Literal["pose", "annotation"] = "pose"
     """crop around: pose (the input's extent x 1.2, as in refinement) or annotation (the record's box, as in the paper)"""
 
     def __post_init__(self):
-        for name in ("detected_share", "withhold_pose", "withhold_joint"):
+        for name in ("withhold_pose", "withhold_joint", "self_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PosefixError(f"inputs.{name} must lie in 0..1, found {getattr(self, name)}")
 
@@ -95,19 +95,17 @@ class TrainingPose(NamedTuple):
     area: Float[Array, ""]
 
 
-def _spoil(key, record: Batch, spec: RefinerSpec, errors: ErrorModel) -> SyntheticPose:
-    """A synthetic pose of one record, patch pixels; joints that the spec does not train are absent."""
-    trained = jnp.asarray(spec.trained_joints)
-    return synthesize_pose(
-        key,
-        record.patch_xy,
-        record.labelled & trained,
+def person_of(record: Batch, trained) -> Person:
+    """What a synthesiser sees of one record, patch pixels; joints that are not `trained` [K] are unlabelled."""
+    return Person(
+        xy=record.patch_xy,
+        labelled=record.labelled & trained,
         others_xy=record.others_xy,
         others_labelled=record.others_labelled & trained,
         area=record.area,
-        skeleton=spec.skeleton,
-        errors=errors,
         overlap=record.overlap,
+        detected_xy=record.detected_xy,
+        detected=record.detected & trained,
     )
 
 
@@ -122,7 +120,7 @@ def make_training_pose(
     record: Batch,
     *,
     spec: RefinerSpec,
-    errors: ErrorModel,
+    synthesize: Synthesizer,
     augment: AugmentConfig,
     inputs: InputConfig,
 ) -> TrainingPose:
@@ -137,7 +135,7 @@ def make_training_pose(
     trained = jnp.asarray(spec.trained_joints)
     labelled = record.labelled & trained
 
-    pose = _real_or_synthetic(choice_key, _spoil(error_key, record, spec, errors), record, trained, inputs)
+    pose = _withhold(choice_key, synthesize(error_key, person_of(record, trained)), inputs)
     if inputs.box == "pose":
         # A pose without a joint is one that was withheld: then the truth says where the person is.
         some = pose.present.any()
@@ -146,9 +144,7 @@ def make_training_pose(
             around = _half_body(half_key, around, spec.skeleton, augment.half_body)
         box = _crop_box(jnp.where(some, pose.crop_xy, record.patch_xy), around, crop_hw)
     else:
-        box = geometry.grow_box(
-            geometry.fit_aspect(record.box, crop_hw, xp=jnp), geometry.CROP_PADDING, minimum=1.0, xp=jnp
-        )
+        box = geometry.crop_box(record.box, crop_hw, xp=jnp)
     affine, area_scale, mirror = random_crop_affine(
         affine_key, box, augment, crop_hw, spec.model.frame, strength=strength
     )
@@ -176,18 +172,9 @@ def _half_body(key, around, skeleton, probability):
     return jnp.where(use, half, around)
 
 
-def _real_or_synthetic(key, pose: SyntheticPose, record: Batch, trained, inputs: InputConfig) -> SyntheticPose:
-    """The synthetic pose, or one of the record's detections; then the pose, or joints of it, withheld."""
-    real_key, which_key, pose_key, joint_key = jax.random.split(key, 4)
-    if inputs.detected_share and record.detected.shape[0]:
-        has_pose = record.detected.any(axis=-1)
-        which = jax.random.categorical(which_key, jnp.where(has_pose, 0.0, -jnp.inf))
-        use = has_pose.any() & jax.random.bernoulli(real_key, inputs.detected_share)
-        pose = SyntheticPose(
-            jnp.where(use, record.detected_xy[which], pose.crop_xy),
-            jnp.where(use, record.detected[which] & trained, pose.present),
-            jnp.where(use, int(ErrorKind.ABSENT), pose.kind),
-        )
+def _withhold(key, pose: SyntheticPose, inputs: InputConfig) -> SyntheticPose:
+    """The pose, or joints of it, left out."""
+    pose_key, joint_key = jax.random.split(key)
     present = pose.present
     if inputs.withhold_joint:
         present &= ~jax.random.bernoulli(joint_key, inputs.withhold_joint, present.shape)
@@ -209,10 +196,11 @@ def _mean(values, valid):
 def make_train_step(
     *,
     spec: RefinerSpec,
-    errors: ErrorModel,
+    synthesize: Synthesizer,
     augment: AugmentConfig,
     inputs: InputConfig,
     optimizer: optax.GradientTransformation,
+    loss: losses.LossConfig = losses.INTEGRAL,
     average_decay: float = 0.0,
     skip_nonfinite: int = 0,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, dict[str, Array]]]:
@@ -226,17 +214,34 @@ def make_train_step(
     late the host looks.
     """
     update = make_update_step(
-        spec=spec, optimizer=optimizer, average_decay=average_decay, skip_nonfinite=skip_nonfinite
+        spec=spec, optimizer=optimizer, loss=loss, average_decay=average_decay, skip_nonfinite=skip_nonfinite
     )
+    network = spec.network()
 
     def train_step(state: TrainState, batch: Batch, root: Key[Array, ""]):
         keys = sample_keys(root, batch.epoch, batch.sample)
         poses = jax.vmap(
             lambda key, record: make_training_pose(
-                key, record, spec=spec, errors=errors, augment=augment, inputs=inputs
+                key, record, spec=spec, synthesize=synthesize, augment=augment, inputs=inputs
             )
         )(keys, batch)
+        if inputs.self_share:
+            poses = poses._replace(input=own_output(keys, state, poses))
         return update(state, poses)
+
+    def own_output(keys, state: TrainState, poses: TrainingPose) -> SyntheticPose:
+        """For a share of the samples what the network now makes of the input, in the place of that."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits = network.apply(variables, poses.crop, poses.input.crop_xy, poses.input.present)
+        heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
+        found_xy = geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
+        use = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 6), inputs.self_share))(keys)[:, None]
+        trained = jnp.asarray(spec.trained_joints)
+        return SyntheticPose(
+            jnp.where(use[..., None], found_xy, poses.input.crop_xy),
+            jnp.where(use, trained[None], poses.input.present),
+            jnp.where(use, int(ErrorKind.ABSENT), poses.input.kind),
+        )
 
     return train_step
 
@@ -245,6 +250,7 @@ def make_update_step(
     *,
     spec: RefinerSpec,
     optimizer: optax.GradientTransformation,
+    loss: losses.LossConfig = losses.INTEGRAL,
     average_decay: float = 0.0,
     skip_nonfinite: int = 0,
 ) -> Callable[[TrainState, TrainingPose], tuple[TrainState, dict[str, Array]]]:
@@ -261,12 +267,15 @@ def make_update_step(
                 poses.input.crop_xy,
                 poses.input.present,
                 train=True,
-                mutable=["batch_stats"],
+                mutable=["batch_stats", "intermediates"],
             )
-            terms = losses.integral_loss(logits, target, poses.valid)
-            return terms["heatmap"] + terms["coordinate"], (terms, logits, updates["batch_stats"])
+            terms = losses.integral_loss(logits, target, poses.valid, loss)
+            total = terms["heatmap"] + terms["coordinate"]
+            for estimated in updates.get("intermediates", {}).get("estimated", ()):  # of a network of two stages
+                total += sum(losses.integral_loss(estimated, target, poses.valid, loss).values())
+            return total, (terms, logits, updates["batch_stats"])
 
-        (loss, (terms, logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (total, (terms, logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
@@ -277,7 +286,7 @@ def make_update_step(
             average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, now)
         norm = optax.tree.norm(gradients)
         halted = state.skipped > skip_nonfinite
-        bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+        bad = ~(jnp.isfinite(total) & jnp.isfinite(norm))
         skipped = state.skipped + (bad & ~halted)
         step = state.step + (skipped <= skip_nonfinite)
         after = (params, batch_stats, opt_state, average)
@@ -291,7 +300,7 @@ def make_update_step(
             return _mean(ks(((xy - poses.crop_xy) ** 2).sum(-1), poses.area, spec.skeleton), among)
 
         metrics = {
-            "loss": loss,
+            "loss": total,
             "heatmap": terms["heatmap"],
             "coordinate": terms["coordinate"],
             "ks_input": mean_ks(poses.input.crop_xy, poses.valid & poses.input.present),
@@ -331,11 +340,15 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, 
     def once(variables, crops, crop_xy, present) -> Refined:
         seen = present & trained
         crop_xy = jnp.where(present[..., None], crop_xy, 0.0)
-        maps = [_maps(network(variables, crops, crop_xy, seen), decode)]
+        maps = [network(variables, crops, crop_xy, seen)]
         if flip:
             mirrored_xy = geometry.mirror_crop(crop_xy, model.crop_hw[1])[:, flip_index]
-            mirrored = network(variables, crops[:, :, ::-1], mirrored_xy, seen[:, flip_index])
-            maps.append(_maps(mirrored, decode))
+            maps.append(network(variables, crops[:, :, ::-1], mirrored_xy, seen[:, flip_index]))
+        if decode.method == "argmax":
+            mean = maps[0] if not flip else (maps[0] + maps[1][:, :, ::-1][..., flip_index]) / 2
+            out_xy = geometry.heat_to_crop(jax.vmap(heatmaps.argmax)(mean), STRIDE, model.frame)
+        temperature = decode.temperature if decode.method == "ks" else 1.0
+        maps = [jax.vmap(heatmaps.probabilities)(logits / temperature) for logits in maps]
 
         def mirror_back(xy):
             return geometry.mirror_crop(xy, model.crop_hw[1])[:, flip_index]
@@ -343,9 +356,6 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, 
         if decode.method == "soft-argmax":
             poses = [geometry.heat_to_crop(jax.vmap(heatmaps.soft_argmax)(m), STRIDE, model.frame) for m in maps]
             out_xy = poses[0] if not flip else (poses[0] + mirror_back(poses[1])) / 2
-            keep_margin, min_ks = -jnp.inf, 0.0
-        else:
-            keep_margin, min_ks = decode.keep_margin, decode.min_ks
         mean = maps[0]
         if flip and model.frame == "unbiased":  # only there do mirrored cells lie on cells
             mean = (mean + maps[1][:, :, ::-1][..., flip_index]) / 2
@@ -358,7 +368,8 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, 
         output_ks = expected(mean, geometry.crop_to_heat(out_xy, STRIDE, model.frame), scale)
         input_ks = expected(mean, geometry.crop_to_heat(crop_xy, STRIDE, model.frame), scale)
         input_ks = jnp.where(present, input_ks, 0.0)
-        better = (output_ks - input_ks > keep_margin) & (output_ks >= min_ks)
+        always = decode.method != "ks"
+        better = always | (output_ks - input_ks > decode.keep_margin) & (output_ks >= decode.min_ks)
         moved = trained & (~present | better)
         return Refined(jnp.where(moved[..., None], out_xy, crop_xy), input_ks, output_ks, moved)
 
@@ -375,11 +386,6 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, 
     return refine_step
 
 
-def _maps(logits, decode):
-    temperature = decode.temperature if decode.method == "ks" else 1.0
-    return jax.vmap(heatmaps.probabilities)(logits / temperature)
-
-
 class Evaluated(NamedTuple):
     """Input and refined poses of a batch of records, patch pixels, and their expected KS."""
 
@@ -390,10 +396,10 @@ class Evaluated(NamedTuple):
     output_ks: Float[Array, "B K"]
 
 
-def make_eval_step(*, spec: RefinerSpec, errors: ErrorModel, detected: bool = False):
+def make_eval_step(*, spec: RefinerSpec, synthesize: Synthesizer | None):
     """The evaluation step, to be jitted: (variables, batch, root_key) -> `Evaluated`.
 
-    The input is a synthetic pose drawn by the sample's key, or with `detected` the first stored detection; the
+    The input is a synthetic pose drawn by the sample's key, or without a synthesiser the first stored detection; the
     crop is laid around it as in refinement, and the step is refinement's own, flip averaging included.
     """
     network = spec.network()
@@ -402,9 +408,9 @@ def make_eval_step(*, spec: RefinerSpec, errors: ErrorModel, detected: bool = Fa
     trained = jnp.asarray(spec.trained_joints)
 
     def input_pose(key, record: Batch):
-        if detected:
+        if synthesize is None:
             return record.detected_xy[0], record.detected[0]
-        pose = _spoil(key, record, spec, errors)
+        pose = synthesize(key, person_of(record, trained))
         return pose.crop_xy, pose.present
 
     def crop_of(record, patch_xy, present):

@@ -26,7 +26,7 @@ from posefix_jax.monitor import Monitor, NotFinite
 from posefix_jax.optimizer import learning_rate, make_optimizer
 from posefix_jax.sharding import data_mesh, join_processes, replicated, split
 from posefix_jax.step import TrainState, make_train_step
-from posefix_jax.synthesis import load_error_model
+from posefix_jax.synthesis import make_synthesizer
 from posefix_jax.types import PosefixError
 from posefix_jax.validate import Validator
 from posefix_jax.weights import with_backbone
@@ -56,9 +56,8 @@ def train(config: Config) -> tuple[TrainState, bool]:
         join_processes(config.processes, out)
         people = People(config.data.train, config.data.repeats)
         spec = spec_of(config, people)
-        errors = load_error_model(config.errors)
-        errors.table(spec.skeleton)
-        validator = Validator(config.data.validation, spec, errors) if config.data.validation else None
+        synthesize = make_synthesizer(config.errors, config.error_weights, spec.skeleton)
+        validator = Validator(config.data.validation, spec) if config.data.validation else None
         stack.enter_context(_alone(out))
         _settle_config(config, out, people.places, started=has_checkpoint(out))
 
@@ -73,10 +72,11 @@ def train(config: Config) -> tuple[TrainState, bool]:
         train_step = jax.jit(
             make_train_step(
                 spec=spec,
-                errors=errors,
+                synthesize=synthesize,
                 augment=config.augment,
                 inputs=config.inputs,
                 optimizer=optimizer,
+                loss=config.loss,
                 average_decay=config.optimizer.averages,
                 skip_nonfinite=config.skip_nonfinite,
             ),
@@ -100,7 +100,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
         step = int(state.step)
         feed = Feed(mesh, people, config.data, seed=config.seed, start=position["batch"])
         monitor = Monitor(
-            config, spec, errors, feed, steps=steps, step=step, rate_at=learning_rate(config.optimizer, steps)
+            config, spec, synthesize, feed, steps=steps, step=step, rate_at=learning_rate(config.optimizer, steps)
         )
         stack.callback(monitor.close)
 
@@ -211,10 +211,16 @@ def _initial_variables(config: Config, spec: RefinerSpec, wanted: dict) -> dict:
     """What `config.init` names: a refiner, or the imported weights of a backbone amid fresh ones."""
     path = Path(config.init)
     if path.suffix == ".npz":
+        if spec.model.end_to_end:
+            raise PosefixError(
+                f"{config.init}: weights of a backbone; model.end_to_end starts from a refiner, or from none"
+            )
         return with_backbone(jax.device_get(wanted), path, spec.model.backbone)
     variables, of = load_refiner(path)
     variables = jax.device_get(variables)  # committed to one device, they could not be laid over all
-    if of.skeleton.joints != spec.skeleton.joints:
+    if spec.model.end_to_end and not of.model.end_to_end:  # both stages start from it
+        variables = {name: {"estimator": tree, "refiner": tree} for name, tree in variables.items()}
+    elif of.skeleton.joints != spec.skeleton.joints:
         variables = _rejoin(variables, of.skeleton.joints, jax.device_get(wanted), spec.skeleton.joints)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (wanted, variables)]
     if shapes[0] != shapes[1]:

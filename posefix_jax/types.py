@@ -2,7 +2,9 @@
 
 import difflib
 import enum
-from collections.abc import Iterable
+import runpy
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 class PosefixError(Exception):
@@ -34,3 +36,29 @@ def nearest_names(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1)
     return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(valid)}"
+
+
+def function_in_file(path: Path, name: str) -> Callable:
+    """A function that a user's Python file defines; its own errors name the file.
+
+    Raises:
+      PosefixError: no such file, it does not run, or it does not define the function.
+    """
+    if not path.is_file():
+        raise PosefixError(f"{path}: no such file; expected a Python file that defines {name}()")
+
+    def told(function: Callable) -> Callable:
+        def call(*arguments):
+            try:
+                return function(*arguments)
+            except PosefixError:
+                raise
+            except Exception as error:
+                raise PosefixError(f"{path}: {type(error).__name__}: {error}") from error
+
+        return call
+
+    defined = told(runpy.run_path)(str(path)).get(name)
+    if not callable(defined):
+        raise PosefixError(f"{path}: expected it to define {name}()")
+    return told(defined)

@@ -38,7 +38,9 @@ def config():
         data=DataConfig(train=({prepared!r},), batch_size=8, threads=1),
         model=ModelConfig(backbone="resnet18", width=4, head_channels=4, crop_hw=(64, 64), pose_sigma=2.0),
         augment=AugmentConfig(shift=0.05, colour=0.2, erase=0.3, half_body=0.3),
-        inputs=InputConfig(detected_share=0.3, withhold_pose=0.1),
+        errors=("posefix", "empirical"),
+        error_weights=(0.7, 0.3),
+        inputs=InputConfig(withhold_pose=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-3, average_decay=0.9, warmup_steps=0),
     )
 """

@@ -1,8 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from posefix_jax.losses import integral_loss
+from posefix_jax.heatmaps import argmax, render_gaussians
+from posefix_jax.losses import LossConfig, integral_loss
+from posefix_jax.types import PosefixError
 
 
 def test_against_a_plain_computation():
@@ -34,6 +37,31 @@ def test_an_invalid_joint_has_no_gradient_whatever_its_target():
     valid = jnp.asarray([[True, False]])
     gradient = jax.grad(lambda x: sum(integral_loss(x, xy, valid).values()))(logits)
     assert np.isfinite(gradient).all() and np.abs(gradient[..., 1]).max() == 0 and np.abs(gradient[..., 0]).max() > 0
+
+
+def test_terms_can_be_left_out_and_the_target_be_a_gaussian():
+    """Figure 6 of the paper: each term alone is that of both; a Gaussian target is its own best map."""
+    rng = np.random.default_rng(0)
+    logits, xy = jnp.asarray(rng.normal(size=(1, 6, 5, 2)), jnp.float32), jnp.asarray([[[1.5, 2.0], [3.0, 4.25]]])
+    valid = jnp.asarray([[True, False]])
+    both = integral_loss(logits, xy, valid)
+    heatmap = integral_loss(logits, xy, valid, LossConfig(coordinate=False))
+    coordinate = integral_loss(logits, xy, valid, LossConfig("none"))
+    assert heatmap == both | {"coordinate": 0} and coordinate == both | {"heatmap": 0}
+    coarse = LossConfig("gaussian", coordinate=False, sigma=1.5)
+    target = render_gaussians(xy[0], valid[0], crop_hw=(6, 5), sigma=1.5)
+    away = np.where(np.asarray(valid), np.asarray(((logits - target) ** 2).sum(axis=(1, 2))), 0).mean()
+    np.testing.assert_allclose(integral_loss(logits, xy, valid, coarse)["heatmap"], away, rtol=1e-5)
+    assert integral_loss(target[None], xy, valid, coarse)["heatmap"] == 0
+    for wrong in ({"heatmap": "none", "coordinate": False}, {"heatmap": "gaussian"}, {"sigma": 0.0}):
+        with pytest.raises(PosefixError):
+            LossConfig(**wrong)
+
+
+def test_argmax_goes_a_quarter_towards_the_higher_neighbour():
+    xy = jnp.asarray([[2.3, 3.6], [0.0, 5.0], [2.0, 2.0]])
+    found = argmax(render_gaussians(xy, jnp.ones(3, bool), crop_hw=(6, 5), sigma=1.0))
+    np.testing.assert_allclose(found, [[2.25, 3.75], [0.0, 5.0], [2.0, 2.0]])
 
 
 def test_is_the_recorded_loss(golden):

@@ -1,8 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from posefix_jax import heatmaps
+from posefix_jax.geometry import heat_to_crop
 from posefix_jax.models import DecodeConfig, ModelConfig, RefinerSpec
 from posefix_jax.models.layers import (
     Conv,
@@ -13,7 +17,7 @@ from posefix_jax.models.layers import (
     transposed_conv_by_phase,
 )
 from posefix_jax.models.refiner import BACKBONES
-from posefix_jax.skeleton import COCO
+from posefix_jax.skeleton import COCO, Skeleton
 from posefix_jax.types import PosefixError
 
 
@@ -135,3 +139,57 @@ def test_configs_check_themselves():
         ModelConfig(backbone="resnet5")
     with pytest.raises(PosefixError, match="multiples of 32"):
         ModelConfig(crop_hw=(250, 192))
+
+
+@pytest.fixture(scope="module")
+def small_crops():
+    image = jax.random.uniform(jax.random.key(0), (1, 32, 32, 3), maxval=255.0)
+    xy = jnp.asarray([[[8.0, 20.0], [15.5, 3.25]]])
+    return image, xy, jnp.asarray([[True, True]])
+
+
+def test_forms_of_the_input_pose(small_crops):
+    """One-hot maps and Gaussians differ; with none the pose makes no difference, and neither does its absence."""
+    image, xy, present = small_crops
+    outcomes = {}
+    for form in ("gaussian", "one-hot", "none"):
+        spec = _two_joints(ModelConfig("resnet18", width=4, head_channels=4, crop_hw=(32, 32), pose_input=form))
+        apply = jax.jit(spec.network().apply)
+        variables = jax.jit(spec.network().init)(jax.random.key(1), image, xy, present)
+        outcomes[form] = [
+            apply(variables, image, at, on) for at, on in ((xy, present), (xy + 4, present), (xy, ~present))
+        ]
+    for form, (here, there, absent) in outcomes.items():
+        if form == "none":
+            np.testing.assert_array_equal(here, there)
+            np.testing.assert_array_equal(here, absent)
+        else:
+            assert _apart(here, there) > 1e-3 and _apart(here, absent) > 1e-3
+    np.testing.assert_array_equal(outcomes["none"][0], outcomes["gaussian"][2])
+    assert _apart(outcomes["one-hot"][0], outcomes["gaussian"][0]) > 1e-3
+
+
+def test_end_to_end_refines_what_it_estimates(small_crops):
+    """The second stage is the plain network, given the first one's soft-argmax; the input pose makes no difference."""
+    image, xy, present = small_crops
+    config = ModelConfig("resnet18", width=4, head_channels=4, crop_hw=(32, 32))
+    spec, both = _two_joints(config), _two_joints(dataclasses.replace(config, end_to_end=True))
+    variables = jax.jit(both.network().init)(jax.random.key(1), image, xy, present)
+    logits, sown = both.network().apply(variables, image, xy, present, mutable=["intermediates"])
+    np.testing.assert_array_equal(logits, both.network().apply(variables, image, xy + 3, ~present))
+    stages = [{kind: tree[name] for kind, tree in variables.items()} for name in ("estimator", "refiner")]
+    estimated = spec.network().apply(stages[0], image, xy, ~present)
+    np.testing.assert_allclose(sown["intermediates"]["estimated"][0], estimated, rtol=1e-3, atol=1e-10)
+    heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(estimated)
+    refined = spec.network().apply(stages[1], image, heat_to_crop(heat_xy, 4, "unbiased"), present)
+    np.testing.assert_allclose(logits, refined, rtol=1e-3, atol=1e-10)
+    assert _apart(refined, estimated) > 1e-3
+
+
+def _apart(a, b) -> float:
+    return float(np.abs(a - b).max() / np.abs(a).max())
+
+
+def _two_joints(config: ModelConfig) -> RefinerSpec:
+    skeleton = Skeleton("two", ("a", "b"), (), (0.1, 0.1), (), ("other", "other"))
+    return RefinerSpec(skeleton, config, (True, True))

@@ -17,7 +17,7 @@ from posefix_jax.feed import Feed
 from posefix_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from posefix_jax.sharding import data_mesh, replicated, split
 from posefix_jax.step import Batch, InputConfig, make_eval_step, make_train_step, make_training_pose, sample_keys
-from posefix_jax.synthesis import PAPER
+from posefix_jax.synthesis import make_synthesizer
 from posefix_jax.train import _Interrupt, initial_state, spec_of, train
 from posefix_jax.types import PosefixError
 from posefix_jax.validate import Validator
@@ -37,7 +37,9 @@ def config(prepared, tiny_spec, tmp_path_factory) -> Config:
         data=DataConfig(train=(str(prepared),), validation=(str(prepared),), batch_size=8, threads=1),
         model=tiny_spec.model,
         augment=AugmentConfig(shift=0.05, colour=0.2),
-        inputs=InputConfig(detected_share=0.3, withhold_pose=0.1, withhold_joint=0.05),
+        errors=("posefix", "empirical"),
+        error_weights=(0.7, 0.3),
+        inputs=InputConfig(withhold_pose=0.1, withhold_joint=0.05),
         optimizer=OptimizerConfig(learning_rate=1e-3, average_decay=0.9),
     )
 
@@ -142,7 +144,7 @@ def test_a_state_saved_on_eight_devices_is_restored_on_fewer(config, whole, devi
 
 def test_stops_within_a_validation(config, whole):
     people = People(config.data.train)
-    validator = Validator(config.data.validation, spec_of(config, people), PAPER)
+    validator = Validator(config.data.validation, spec_of(config, people))
     assert validator.run(whole.variables, stop=lambda: True) is None
 
 
@@ -180,7 +182,12 @@ def test_eight_devices_are_as_one(config):
     local = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
     optimizer = make_optimizer(config.optimizer, 10)
     root = jax.random.key(0)
-    options = dict(spec=spec, errors=PAPER, augment=config.augment, inputs=config.inputs)
+    options = dict(
+        spec=spec,
+        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
+        augment=config.augment,
+        inputs=config.inputs,
+    )
     step = make_train_step(**options, optimizer=optimizer, average_decay=0.9)
 
     def poses(key, batch):
@@ -222,7 +229,12 @@ def test_unlabelled_joints_reach_neither_input_nor_target(config):
     batch = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
     assert not batch.labelled.all()
     rubbish = batch._replace(patch_xy=np.where(batch.labelled[..., None], batch.patch_xy, np.float32(1e6)))
-    options = dict(spec=spec, errors=PAPER, augment=config.augment, inputs=InputConfig())
+    options = dict(
+        spec=spec,
+        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
+        augment=config.augment,
+        inputs=InputConfig(),
+    )
     make = jax.jit(
         lambda b: jax.vmap(lambda k, r: make_training_pose(k, r, **options))(
             sample_keys(jax.random.key(0), b.epoch, b.sample), b
@@ -239,7 +251,12 @@ def test_our_own_device_code_promotes_no_dtype_by_itself(config):
     people = People(config.data.train)
     spec = spec_of(config, people)
     batch = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
-    options = dict(spec=spec, errors=PAPER, augment=config.augment, inputs=config.inputs)
+    options = dict(
+        spec=spec,
+        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
+        augment=config.augment,
+        inputs=config.inputs,
+    )
     variables = abstract_variables(spec)
     with jax.numpy_dtype_promotion("strict"):
         jax.eval_shape(
@@ -248,7 +265,12 @@ def test_our_own_device_code_promotes_no_dtype_by_itself(config):
             ),
             batch,
         )
-        refined = jax.eval_shape(make_eval_step(spec=spec, errors=PAPER), variables, batch, jax.random.key(0))
+        refined = jax.eval_shape(
+            make_eval_step(spec=spec, synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton)),
+            variables,
+            batch,
+            jax.random.key(0),
+        )
     assert refined.refined_xy.shape == (8, 17, 2)
 
 
@@ -299,7 +321,7 @@ def test_every_preset_traces(preset):
     )  # fmt: skip
     step = make_train_step(
         spec=spec,
-        errors=PAPER,
+        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
         augment=config.augment,
         inputs=config.inputs,
         optimizer=optimizer,

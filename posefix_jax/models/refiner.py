@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from posefix_jax import heatmaps
+from posefix_jax import geometry, heatmaps
 from posefix_jax.geometry import Frame
 from posefix_jax.models.layers import BatchNorm, Conv, TransposedConv
 from posefix_jax.models.mobilenet import MobileNetV2
@@ -45,6 +45,12 @@ class ModelConfig:
     """height and width of the crop in pixels"""
     frame: Frame = "unbiased"
     """how crop pixels map to heatmap cells: unbiased, or reference (the authors' weights)"""
+    pose_input: Literal["gaussian", "one-hot", "none"] = "gaussian"
+    """how the pose goes in: gaussian (coarse), one-hot, bilinear (fine; the paper's figure 6), or none at all, which makes a
+    plain estimator (the paper's IntegralPose)"""
+    end_to_end: bool = False
+    """two networks of this kind: the first estimates the pose without any, the second refines that, both trained together
+    (the paper's E2E-refine, table 1). The input pose then only says where to crop"""
     pose_sigma: float = 7.0
     """standard deviation of the input Gaussians, crop pixels (7 at 256x192, 9 at 384x288 in the paper's code)"""
     pose_amplitude: float = 1.0
@@ -70,6 +76,8 @@ class ModelConfig:
             )
         if len(self.crop_hw) != 2 or any(side % 32 or side <= 0 for side in self.crop_hw):
             raise PosefixError(f"crop_hw must be two positive multiples of 32, found {self.crop_hw}")
+        if self.pose_input not in ("gaussian", "one-hot", "none"):
+            raise PosefixError(f"model.pose_input must be gaussian, one-hot or none, found {self.pose_input!r}")
         if self.frame not in ("unbiased", "reference"):
             raise PosefixError(f"unknown frame {self.frame!r}: {nearest_names(self.frame, ('unbiased', 'reference'))}")
 
@@ -95,11 +103,26 @@ class RefinerNetwork(nn.Module):
         train: bool = False,
     ) -> Float[Array, "B h w K"]:
         config = self.config
+        if config.end_to_end:
+            one = functools.partial(RefinerNetwork, replace(config, end_to_end=False), self.num_joints, self.dtype)
+            absent = jnp.zeros(present.shape, bool)
+            estimated = one(name="estimator")(image, jnp.zeros(crop_xy.shape), absent, train=train)
+            self.sow("intermediates", "estimated", estimated)  # the loss wants it too
+            heat_xy = jax.vmap(lambda logits: heatmaps.soft_argmax(heatmaps.probabilities(logits)))(estimated)
+            crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, config.frame)
+            return one(name="refiner")(image, crop_xy, ~absent, train=train)
         norm = functools.partial(
             BatchNorm, epsilon=config.norm_epsilon, momentum=config.norm_momentum, dtype=self.dtype
         )
         image = (image - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
-        render = functools.partial(heatmaps.render_gaussians, crop_hw=config.crop_hw, sigma=config.pose_sigma)
+        if config.pose_input == "gaussian":
+            render = functools.partial(heatmaps.render_gaussians, crop_hw=config.crop_hw, sigma=config.pose_sigma)
+        else:
+            some = config.pose_input != "none"
+
+            def render(xy, on):
+                return jnp.where(on & some, heatmaps.encode_one_hot(xy, config.crop_hw), 0.0)
+
         maps = config.pose_amplitude * jax.vmap(render)(crop_xy, present)
         x = jnp.concatenate([image, maps], axis=-1)
         if config.backbone == "mobilenet_v2":
@@ -128,11 +151,12 @@ class DecodeConfig:
 
     `ks` takes the position of the highest expected KS under the heatmap, and keeps an input joint whose own
     expected KS is not lower by more than `keep_margin`, or where the best place promises less than `min_ks`;
-    `soft-argmax` is the paper's mean position, always taken.
+    `soft-argmax` is the paper's mean position, `argmax` the highest cell a quarter towards its higher neighbours (of maps
+    trained to be Gaussians), both always taken.
     """
 
-    method: Literal["ks", "soft-argmax"] = "ks"
-    """ks or soft-argmax"""
+    method: Literal["ks", "soft-argmax", "argmax"] = "ks"
+    """ks, soft-argmax or argmax"""
     keep_margin: float = 0.0
     """gain of expected KS that a joint must promise to be moved (ks only)"""
     min_ks: float = 0.0
@@ -141,10 +165,9 @@ class DecodeConfig:
     """divides the logits (ks only); above 1 the network is trusted less"""
 
     def __post_init__(self):
-        if self.method not in ("ks", "soft-argmax"):
-            raise PosefixError(
-                f"unknown decode method {self.method!r}: {nearest_names(self.method, ('ks', 'soft-argmax'))}"
-            )
+        methods = ("ks", "soft-argmax", "argmax")
+        if self.method not in methods:
+            raise PosefixError(f"unknown decode method {self.method!r}: {nearest_names(self.method, methods)}")
         if self.temperature <= 0 or not 0 <= self.keep_margin <= 1 or not 0 <= self.min_ks <= 1:
             raise PosefixError(
                 "decode needs temperature > 0, keep_margin and min_ks in 0..1, found "
@@ -174,7 +197,7 @@ class RefinerSpec:
             raise PosefixError(
                 f"a refiner's spec: {len(self.trained_joints)} trained_joints for {self.skeleton.num_joints} joints"
             )
-        if self.model.frame == "reference" and self.decode.method == "ks":
+        if self.model.frame == "reference" and self.decode.method != "soft-argmax":
             # Mirrored cells of that frame lie three quarters of a cell beside the others: maps cannot be averaged.
             raise PosefixError("the reference frame is decoded by soft-argmax; set decode.method soft-argmax")
 

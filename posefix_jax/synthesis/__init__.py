@@ -1,6 +1,21 @@
 """Error models, and one pure function a synthesis variant."""
 
-from posefix_jax.synthesis.error_model import ERROR_MODELS, PAPER, ErrorModel, load_error_model
+from posefix_jax.synthesis.error_model import ERROR_MODELS, PAPER, SCALAR, ErrorModel, read_error_model
 from posefix_jax.synthesis.posefix import SyntheticPose, synthesize_pose
+from posefix_jax.synthesis.variants import VARIANTS, Person, Synthesizer, error_model_of, from_model, make_synthesizer
 
-__all__ = ["ERROR_MODELS", "PAPER", "ErrorModel", "SyntheticPose", "load_error_model", "synthesize_pose"]
+__all__ = [
+    "ERROR_MODELS",
+    "PAPER",
+    "SCALAR",
+    "VARIANTS",
+    "ErrorModel",
+    "Person",
+    "Synthesizer",
+    "SyntheticPose",
+    "error_model_of",
+    "from_model",
+    "make_synthesizer",
+    "read_error_model",
+    "synthesize_pose",
+]

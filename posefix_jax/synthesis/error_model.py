@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from posefix_jax.skeleton import Skeleton
-from posefix_jax.types import ErrorKind, PosefixError, nearest_names
+from posefix_jax.types import ErrorKind, PosefixError
 
-_DRAWN = ("jitter", "inversion", "swap", "miss")
+DRAWN = ("jitter", "inversion", "swap", "miss")
 Rates = tuple[tuple[tuple[float, float], ...], ...]
 """[jitter, inversion, swap, miss][count bin][alone, crowded]"""
+Lengths = tuple[tuple[float, ...], ...]
+"""[good, jitter, inversion, swap, miss][quantile]: share of the way from the ring's inner to its outer radius"""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,15 @@ class ErrorModel:
       confusion_ks: the KS to the wrong joint at which an inversion or swap begins. 1 puts it at that joint itself
         (released code); 0.85 is the jitter ring (the paper's text).
       miss_weight: weight of a miss candidate around any source but the joint itself.
+      sigma: OKS falloff of every joint, instead of the skeleton's; 0 for the skeleton's.
+      together: for jitter, inversion, swap and miss the correlation of two joints of a person, and what is added to it
+        for a joint and its twin. Of a normal variable behind each (person, joint, kind); 0: joints err by themselves,
+        as in the paper.
+      lengths: per joint name or group, evenly spaced quantiles (from the lowest to the highest) of the offsets' lengths
+        within the ring of each kind; uniform for what has no row, as in the paper.
 
     Raises:
-      PosefixError: for rates outside 0..1 or summing over 1, or radii out of order.
+      PosefixError: for rates outside 0..1 or summing over 1, radii out of order, correlations or lengths that are none.
     """
 
     name: str
@@ -45,6 +53,9 @@ class ErrorModel:
     miss_ks: float = 0.10
     confusion_ks: float = 1.0
     miss_weight: float = 0.25
+    sigma: float = 0.0
+    together: tuple[tuple[float, float], ...] = ((0.0, 0.0),) * 4
+    lengths: tuple[tuple[str, Lengths], ...] = ()
 
     def __post_init__(self):
         where = f"error model {self.name}"
@@ -62,6 +73,23 @@ class ErrorModel:
                 raise PosefixError(f"{where}: {group} needs rates of shape (4, {bins}, 2), found {table.shape}")
             if not (table >= 0).all() or not (table.sum(axis=0) <= 1).all():
                 raise PosefixError(f"{where}: rates of {group} must be probabilities with a sum of at most 1")
+        together = np.asarray(self.together, float)
+        if together.shape != (4, 2) or not (together >= 0).all() or not (together.sum(axis=1) < 1).all():
+            raise PosefixError(
+                f"{where}: together needs a correlation of all joints and one more of twins for each of "
+                f"{', '.join(DRAWN)}, not negative and of a sum below 1; found {self.together}"
+            )
+        if self.sigma < 0:
+            raise PosefixError(f"{where}: sigma must not be negative, found {self.sigma}")
+        for group, lengths in self.lengths:
+            table = np.asarray(lengths, float)
+            rising = table.ndim == 2 and (np.diff(table, axis=1) >= 0).all() and (table >= 0).all()
+            if not rising or len(table) != 5 or table.shape[1] < 2 or not (table <= 1).all():
+                raise PosefixError(
+                    f"{where}: lengths of {group} must be 5 rising rows of at least 2 numbers in 0..1, of shape (5, n)"
+                )
+        if len({np.shape(lengths) for _, lengths in self.lengths}) > 1:
+            raise PosefixError(f"{where}: lengths must have the same number of quantiles for every group")
 
     def table(self, skeleton: Skeleton) -> np.ndarray:
         """[K, count bins, alone/crowded, kinds] probabilities, kinds as `ErrorKind`, good filled in.
@@ -69,10 +97,8 @@ class ErrorModel:
         Raises:
           PosefixError: when a joint has no row.
         """
-        rows = dict(self.rates)
         tables = []
-        for joint, group in zip(skeleton.joints, skeleton.groups, strict=True):
-            row = next((rows[key] for key in (joint, group, "other") if key in rows), None)
+        for joint, group, row in self._rows(self.rates, skeleton):
             if row is None:
                 raise PosefixError(f"error model {self.name} has no row for joint {joint!r} or its group {group!r}")
             drawn = np.asarray(row, np.float32)
@@ -82,10 +108,28 @@ class ErrorModel:
             tables.append(full)
         return np.stack(tables)
 
-    def to_json(self) -> str:
-        """Readable JSON; `from_json` inverts it."""
-        fields = {key: value for key, value in vars(self).items() if key != "rates"}
-        fields["rates"] = {group: dict(zip(_DRAWN, rates, strict=True)) for group, rates in self.rates}
+    def length_table(self, skeleton: Skeleton) -> np.ndarray | None:
+        """[kinds, K, Q] quantiles of the lengths in the rings; None where all are uniform."""
+        if not self.lengths:
+            return None
+        uniform = np.linspace(0, 1, len(self.lengths[0][1][0]))
+        rows = [np.tile(uniform, (5, 1)) if row is None else row for *_, row in self._rows(self.lengths, skeleton)]
+        return np.stack(rows, axis=1).astype(np.float32)
+
+    @staticmethod
+    def _rows(rows: tuple, skeleton: Skeleton):
+        """(joint, group, its row): a joint's own name goes before its group, `other` last."""
+        by_name = dict(rows)
+        for joint, group in zip(skeleton.joints, skeleton.groups, strict=True):
+            yield joint, group, next((by_name[key] for key in (joint, group, "other") if key in by_name), None)
+
+    def to_json(self, **more) -> str:
+        """Readable JSON; `from_json` inverts it, and passes over `more`."""
+        fields = {key: value for key, value in vars(self).items() if key not in ("rates", "together", "lengths")}
+        fields["together"] = dict(zip(DRAWN, self.together, strict=True))
+        fields["lengths"] = dict(self.lengths)
+        fields |= more
+        fields["rates"] = {group: dict(zip(DRAWN, rates, strict=True)) for group, rates in self.rates}
         return json.dumps(fields, indent=1)
 
     @classmethod
@@ -94,11 +138,16 @@ class ErrorModel:
         try:
             fields = json.loads(text)
             rates = tuple(
-                (group, tuple(tuple(tuple(pair) for pair in row[kind]) for kind in _DRAWN))
+                (group, tuple(tuple(tuple(pair) for pair in row[kind]) for kind in DRAWN))
                 for group, row in fields.pop("rates").items()
             )
             fields["count_bins"] = tuple(fields["count_bins"])
             fields["crowded"] = tuple(tuple(pair) for pair in fields["crowded"])
+            if "together" in fields:
+                fields["together"] = tuple(tuple(fields["together"][kind]) for kind in DRAWN)
+            lengths = fields.pop("lengths", {})
+            fields["lengths"] = tuple((group, tuple(tuple(row) for row in rows)) for group, rows in lengths.items())
+            fields.pop("evidence", None)
             return cls(rates=rates, **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PosefixError(f"not an error model: {error}") from error
@@ -138,23 +187,25 @@ def _paper() -> ErrorModel:
     )
 
 
+def _scalar(jitter: float, inversion: float, swap: float, miss: float) -> Rates:
+    return tuple(((p, p),) * 3 for p in (jitter, inversion, swap, miss))
+
+
 PAPER = _paper()
-ERROR_MODELS: Mapping[str, ErrorModel] = {"paper": PAPER}
+# DeepLabCut's conditional top-down sampler: its default probabilities, and 0.1 as every joint's sigma.
+SCALAR = ErrorModel(name="scalar", rates=(("other", _scalar(0.16, 0.03, 0.08, 0.10)),), sigma=0.1)
+ERROR_MODELS: Mapping[str, ErrorModel] = {"posefix": PAPER, "scalar": SCALAR}
 
 
-def load_error_model(name_or_file: str) -> ErrorModel:
-    """A built-in error model by name, or one from a JSON file.
+def read_error_model(path: str | Path) -> ErrorModel:
+    """An error model from a JSON file, as `posefix analyse fit` writes it.
 
     Raises:
-      PosefixError: for an unknown name, a missing file, or one that is not an error model.
+      PosefixError: for a missing file, or one that is not an error model.
     """
-    if name_or_file in ERROR_MODELS:
-        return ERROR_MODELS[name_or_file]
-    if not name_or_file.endswith(".json"):
-        raise PosefixError(f"unknown error model {name_or_file!r}: {nearest_names(name_or_file, ERROR_MODELS)}")
     try:
-        return ErrorModel.from_json(Path(name_or_file).read_text())
+        return ErrorModel.from_json(Path(path).read_text())
     except OSError as error:
-        raise PosefixError(f"error model {name_or_file}: {error.strerror}") from error
+        raise PosefixError(f"error model {path}: {error.strerror}") from error
     except PosefixError as error:
-        raise PosefixError(f"{name_or_file}: {error}") from error
+        raise PosefixError(f"{path}: {error}") from error

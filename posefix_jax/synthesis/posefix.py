@@ -1,4 +1,4 @@
-"""The paper's synthesiser: every joint errs by itself. Paper, section 4."""
+"""The paper's synthesiser: a kind of error is drawn for every joint, then a place. Paper, section 4."""
 
 from typing import NamedTuple
 
@@ -66,6 +66,7 @@ def synthesize_pose(
     num_sources = 2 + 2 * num_others
     twin = skeleton.flip_index
     uniform_key, candidate_key = jax.random.split(key)
+    together_key = jax.random.fold_in(key, 0)
     uniform = jax.random.uniform(uniform_key, (4, skeleton.num_joints))
 
     # Sources [S, K]: itself, own twin, the same joint of the others, the twin of the others.
@@ -96,7 +97,7 @@ def synthesize_pose(
     slot_source = np.array([slot[1] for slot in slots])
     slot_weight = np.where((slot_kind == ErrorKind.MISS) & (slot_source != itself), errors.miss_weight, 1.0)
 
-    falloff = 2 * np.asarray(skeleton.sigmas, np.float32)
+    falloff = 2 * np.asarray(skeleton.sigmas if not errors.sigma else [errors.sigma] * skeleton.num_joints, np.float32)
     unit = falloff * jnp.sqrt(area)  # [K]; d(ks) = unit * sqrt(-2 ln ks)
 
     inner, outer = (np.sqrt(-2 * np.log([slot[i] for slot in slots])).astype(np.float32) for i in (2, 3))
@@ -124,7 +125,13 @@ def synthesize_pose(
     cells = np.arange(_LATTICE, dtype=np.float32)[:, None]
     rings = (inner[:, None, None], outer[:, None, None])
     share = (cells + uniform[0]) / _LATTICE  # [C, K] of the way from the inner to the outer radius
-    length = unit * (rings[0] + (rings[1] - rings[0]) * share)  # [Q, C, K]
+    quantiles = errors.length_table(skeleton)
+
+    def length_share(kind, uniform):
+        """A uniform number as the share of the way from the inner to the outer radius."""
+        return uniform if quantiles is None else _quantile(jnp.asarray(quantiles), kind, uniform)
+
+    length = unit * (rings[0] + (rings[1] - rings[0]) * length_share(slot_kind[:, None, None], share))  # [Q, C, K]
     direction = _direction((_GENERATOR * cells % _LATTICE + uniform[1]) / _LATTICE)  # [C, K, 2]
     along = jnp.einsum("stkx,ckx->stck", between, direction)
     allowed = exists[slot_source][:, None] & meets(
@@ -145,7 +152,9 @@ def synthesize_pose(
     available = (jnp.einsum("qk,qe->ke", remaining, of_kind.astype(np.float32)) > 0) & labelled[:, None]
     rates = jnp.where(available, rates, 0.0)
 
-    kind = _draw(uniform[2], rates)
+    kind = (
+        _draw(uniform[2], rates) if not np.any(errors.together) else _draw_together(together_key, rates, twin, errors)
+    )
     slot = _draw(uniform[3], remaining.T * jnp.asarray(of_kind.T, jnp.float32)[kind])
     joint = np.arange(labelled.shape[0])
     source = jnp.asarray(slot_source)[slot]
@@ -155,7 +164,8 @@ def synthesize_pose(
     words = _sequence(jax.random.bits(candidate_key, (skeleton.num_joints,)), _CANDIDATES)
     low, high = ((part.astype(jnp.float32) + 0.5) / 2**16 for part in (words & 0xFFFF, words >> 16))
     ring = (jnp.asarray(inner)[slot], jnp.asarray(outer)[slot])
-    length = unit * (ring[0] + (ring[1] - ring[0]) * jnp.concatenate([low, share]))
+    shares = length_share(kind[None], jnp.concatenate([low, share]))
+    length = unit * (ring[0] + (ring[1] - ring[0]) * shares)
     direction = jnp.concatenate([_direction(high), direction])
     between, apart = between[source, :, joint], apart[source, :, joint]  # [K, T, 2], [K, T]
     fits = meets(
@@ -176,6 +186,46 @@ def synthesize_pose(
         present=labelled,
         kind=jnp.where(labelled, kind, int(ErrorKind.ABSENT)).astype(jnp.int32),
     )
+
+
+_ORDER = (ErrorKind.INVERSION, ErrorKind.SWAP, ErrorKind.MISS, ErrorKind.JITTER)
+
+
+def _draw_together(key, rates: Float[Array, "K kinds"], twin: np.ndarray, errors: ErrorModel) -> Int[Array, " K"]:
+    """A kind a joint with these probabilities, each kind tied over the joints of the person as `errors.together` says.
+
+    Whether a joint has a kind, given that it has none of those before it in the order, is decided by a normal variable
+    with a part that the person's joints share, a part that twins share, and one of its own. The probabilities hold
+    exactly, whatever the correlation.
+    """
+    draws = jax.random.normal(key, (len(_ORDER), 2, len(twin)))
+    pair = np.minimum(np.arange(len(twin)), twin)
+    left = rates.sum(axis=-1)
+    kind = jnp.full(len(twin), int(ErrorKind.GOOD))
+    undecided = jnp.ones(len(twin), bool)
+    for each, (own, shared) in zip(_ORDER, draws, strict=True):
+        all_joints, twins = errors.together[each - 1]
+        person = jax.random.normal(jax.random.fold_in(key, int(each)))
+        alone = 1 - all_joints - twins
+        behind = all_joints**0.5 * person + twins**0.5 * shared[pair] + alone**0.5 * own
+        probability = rates[:, each] / jnp.maximum(left, 1e-9)
+        has = undecided & (behind < jax.scipy.special.ndtri(jnp.clip(probability, 0.0, 1.0)))
+        kind = jnp.where(has, int(each), kind)
+        undecided &= ~has
+        left = left - rates[:, each]
+    # Rounding may leave over what has no room.
+    has_room = jnp.take_along_axis(rates, kind[:, None], axis=1)[:, 0] > 0
+    return jnp.where(has_room, kind, rates.argmax(axis=-1))
+
+
+def _quantile(table: Float[Array, "kinds K Q"], kind, uniform):
+    """The `uniform` quantile of each joint's row for its kind; `kind` broadcasts against `uniform` [..., K]."""
+    steps = table.shape[-1] - 1
+    below = jnp.clip((uniform * steps).astype(jnp.int32), 0, steps - 1)
+    part = uniform * steps - below
+    joint = np.arange(table.shape[1])
+    kind, below, joint, part = jnp.broadcast_arrays(kind, below, joint, part)
+    return table[kind, joint, below] * (1 - part) + table[kind, joint, below + 1] * part
 
 
 def _sequence(seed: Array, count: int) -> Array:
