@@ -6,9 +6,13 @@ from posefix_jax.types import PosefixError, nearest_names
 
 _JOBS = {
     "refine": "make the poses of any estimator's files better",
+    "estimate": "find poses in the boxes of people, without input poses",
     "merge": "put the shards of a divided refine together",
     "convert": "write files of poses in another format",
     "evaluate": "score a results file, or two against each other",
+    "analyse": "find which errors a results file has and what they cost; `analyse fit` writes them as an error model",
+    "study": "train a grid of configs and seeds, and compare them",
+    "synthesise": "draw spoiled poses and show them",
     "prepare": "turn annotations and photographs into training shards",
     "train": "train a refiner from a config",
     "import": "read the authors' weights, or ImageNet weights of a backbone",
@@ -73,6 +77,17 @@ def _refine(rest: list[str]) -> int:
     return 0
 
 
+def _estimate(rest: list[str]) -> int:
+    from posefix_jax.estimate import EstimateOptions, estimate
+    from posefix_jax.refine import summary_of
+
+    if rest and not rest[0].startswith("-"):
+        rest = ["--boxes", *rest]
+    options = _parse(EstimateOptions, rest, "estimate")
+    print(summary_of(estimate(options), options.out))
+    return 0
+
+
 def _merge(rest: list[str]) -> int:
     from pathlib import Path
 
@@ -106,6 +121,24 @@ def _evaluate(rest: list[str]) -> int:
     return 0
 
 
+def _analyse(rest: list[str]) -> int:
+    if rest and rest[0] == "fit":
+        from posefix_jax.fit import FitOptions, fit
+
+        rest = rest[1:]
+        if rest and not rest[0].startswith("-"):
+            rest = ["--detections", *rest]
+        print(fit(_parse(FitOptions, rest, "analyse fit")))
+        return 0
+    from posefix_jax.analyse import AnalyseOptions, analyse, table_of
+
+    if rest and not rest[0].startswith("-"):
+        rest = ["--results", *rest]
+    options = _parse(AnalyseOptions, rest, "analyse")
+    print(table_of(analyse(options), options.out))
+    return 0
+
+
 def _prepare(rest: list[str]) -> int:
     from posefix_jax.prepare import PrepareOptions, prepare, summary_of
 
@@ -127,6 +160,21 @@ def _train(rest: list[str]) -> int:
 
     _, complete = train(config)
     return 0 if complete else 130
+
+
+def _study(rest: list[str]) -> int:
+    from posefix_jax.study import StudyOptions, study
+
+    if rest and not rest[0].startswith("-"):
+        rest = ["--study", *rest]
+    return 0 if study(_parse(StudyOptions, rest, "study")) else 130
+
+
+def _synthesise(rest: list[str]) -> int:
+    from posefix_jax.synthesise import SynthesiseOptions, synthesise
+
+    print(synthesise(_parse(SynthesiseOptions, rest, "synthesise")))
+    return 0
 
 
 def _ship(rest: list[str]) -> int:

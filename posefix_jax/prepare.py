@@ -11,15 +11,14 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from posefix_jax import geometry
-from posefix_jax.data.coco import Annotations, Person, box_iou, joints_of, read_annotations, read_results
+from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, joints_of, read_annotations, read_results
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, ordered_map, warp_affine
 from posefix_jax.data.records import MANIFEST, MAX_DETECTED, MAX_OTHERS, Manifest, Record
 from posefix_jax.data.sources import Images
 from posefix_jax.report.progress import Progress
+from posefix_jax.skeleton import load_skeleton
 from posefix_jax.types import PosefixError
 
-OVERLAP_IOU = 0.1
-"""Box IoU from which people overlap (released code)."""
 MAX_SCALE, MAX_SHIFT = 1.3, 0.1
 """Largest augmentation that a patch has room for; `AugmentConfig` holds to it."""
 MATCH_IOU = 0.2
@@ -36,6 +35,9 @@ class PrepareOptions:
     """folder with the photographs it names"""
     out: Path
     """folder to write; must not exist, or be one that prepare wrote"""
+    skeleton: str = ""
+    """what is known of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by the annotations' joint names
+    if empty"""
     detections: tuple[Path, ...] = ()
     """COCO keypoint results files of any estimators on the same photographs, stored with the people they match"""
     patch: int = 384
@@ -62,7 +64,8 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
         raise PosefixError(
             f"--patch must be 64 or more and --shard-size positive, found {options.patch}, {options.shard_size}"
         )
-    annotations = read_annotations(options.annotations)
+    skeleton = load_skeleton(options.skeleton) if options.skeleton else None
+    annotations = read_annotations(options.annotations, skeleton)
     if not annotations.people:
         raise PosefixError(f"{options.annotations}: nobody with a labelled joint in it")
     images = Images(options.images, annotations.file_names)

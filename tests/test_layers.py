@@ -11,17 +11,19 @@ PACKAGE = Path(__file__).parents[1] / "posefix_jax"
 LAYERS = {
     **dict.fromkeys(["types"], 0),
     **dict.fromkeys(["skeleton", "geometry"], 1),
-    **dict.fromkeys(["synthesis", "augment", "heatmaps", "optimizer", "sharding"], 2),
-    **dict.fromkeys(["losses", "models", "data", "evaluation", "report"], 3),
-    **dict.fromkeys(["step"], 4),
-    **dict.fromkeys(["config", "checkpoints", "weights", "parts"], 5),
-    **dict.fromkeys(["feed", "validate", "prepare", "refiner", "evaluate", "import_weights", "job"], 6),
-    **dict.fromkeys(["monitor", "ship", "refine", "convert", "export"], 7),
-    **dict.fromkeys(["train", "demo"], 8),
-    **dict.fromkeys(["cli", "__init__"], 9),
+    **dict.fromkeys(["taxonomy"], 2),
+    **dict.fromkeys(["synthesis", "augment", "heatmaps", "optimizer", "sharding"], 3),
+    **dict.fromkeys(["losses", "models", "data", "report"], 4),
+    **dict.fromkeys(["step", "evaluation"], 5),
+    **dict.fromkeys(["config", "checkpoints", "weights", "parts"], 6),
+    **dict.fromkeys(["feed", "validate", "prepare", "refiner", "evaluate", "import_weights", "job"], 7),
+    **dict.fromkeys(["monitor", "ship", "refine", "convert", "export", "analyse", "fit", "synthesise"], 8),
+    **dict.fromkeys(["train", "demo", "estimate"], 9),
+    **dict.fromkeys(["study"], 10),
+    **dict.fromkeys(["cli", "__init__"], 11),
 }
 ONLY_IMPORTER = {"tyro": {"cli"}, "flax": {"models"}, "orbax": {"checkpoints"}, "grain": {"data"}}
-NO_JAX = {"data", "types", "skeleton", "evaluation", "report"}
+NO_JAX = {"data", "types", "skeleton", "taxonomy", "evaluation", "report"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

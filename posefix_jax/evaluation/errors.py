@@ -1,0 +1,146 @@
+"""Which detection is of which true person, and which error each of its joints has. Ronchi & Perona, ICCV 2017."""
+
+import math
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+
+from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou, joints_of
+from posefix_jax.evaluation.oks import keypoint_similarity
+from posefix_jax.taxonomy import classify_joints
+from posefix_jax.types import PosefixError
+
+MIN_OKS = 0.1
+"""OKS from which a detection may be of a person (Ronchi & Perona, section 3)."""
+
+
+class Matched(NamedTuple):
+    """Matched pairs of a detection and a true person, in the order of the people; image frame, pixels.
+
+    M pairs, K joints, N the most other people in a photograph. All float64 but where it says otherwise.
+
+    Attributes:
+      row, person: [M] int, indices of results rows and of `Annotations.people`.
+      oks, score: [M] OKS as pycocotools counts it (every labelled joint, whatever its score), and the row's score.
+      xy, present: [M, K, 2] and [M, K] bool, the detection; a joint of score 0 or not finite is not present.
+      true_xy, labelled, area: [M, K, 2], [M, K] bool and [M] (pixels squared), the person.
+      count: [M] int, labelled joints of the person.
+      overlap: [M] int, others of the photograph whose box has an IoU of at least `OVERLAP_IOU` with the person's.
+      others_xy, others_labelled, others_area: [M, N, K, 2], [M, N, K] and [M, N], the other true people of the
+        photograph; nothing is labelled in the padding.
+      kind: [M, K] int32 `ErrorKind`; ABSENT where the joint is not present or not labelled.
+    """
+
+    row: np.ndarray
+    person: np.ndarray
+    oks: np.ndarray
+    score: np.ndarray
+    xy: np.ndarray
+    present: np.ndarray
+    true_xy: np.ndarray
+    labelled: np.ndarray
+    area: np.ndarray
+    count: np.ndarray
+    overlap: np.ndarray
+    others_xy: np.ndarray
+    others_labelled: np.ndarray
+    others_area: np.ndarray
+    kind: np.ndarray
+
+    @property
+    def absent(self) -> np.ndarray:
+        """[M, K] labelled joints that the detection left out."""
+        return self.labelled & ~self.present
+
+
+def match_people(annotations: Annotations, rows: list[dict], *, min_oks: float = MIN_OKS) -> Matched:
+    """Matches results rows to true people, and classifies their joints.
+
+    Within a photograph the detections choose by falling score, each the free person of the highest OKS, if that is at
+    least `min_oks`. Crowds and people without a labelled joint are nobody. Neither the order of the rows nor that of
+    the people matters: of equal scores the higher best OKS chooses first, then the content decides.
+
+    Raises:
+      PosefixError: a row is of a photograph that the annotations lack, or has no score; the message begins with the row.
+    """
+    skeleton = annotations.skeleton
+    poses = poses_of(annotations, rows)
+    people = annotations.people
+    true = np.array([person.joints for person in people]).reshape(-1, skeleton.num_joints, 3)
+    area = np.array([person.area for person in people])
+    boxes = np.array([person.box for person in people]).reshape(-1, 4)
+    labelled = true[..., 2] > 0
+    in_image, rows_in = defaultdict(list), defaultdict(list)
+    for index, person in enumerate(people):
+        in_image[person.image_id].append(index)
+    for index, row in enumerate(rows):
+        rows_in[row["image_id"]].append(index)
+    score = np.array([row["score"] for row in rows], np.float64)
+    matches = []
+    for image, mine in in_image.items():
+        if image in rows_in:
+            found = _match(np.array(rows_in[image]), np.array(mine), poses, score, true, area, skeleton, min_oks)
+            matches += [(person, row, oks) for row, person, oks in found]
+    matches.sort()
+    person = np.array([match[0] for match in matches], int)
+    row = np.array([match[1] for match in matches], int)
+    most = max((len(in_image[people[p].image_id]) for p in person), default=1) - 1
+    others_xy = np.zeros((len(row), most, skeleton.num_joints, 2))
+    others_labelled = np.zeros(others_xy.shape[:-1], bool)
+    others_area = np.ones(others_xy.shape[:2])
+    overlap = np.zeros(len(row), int)
+    for m, p in enumerate(person):
+        others = [other for other in in_image[people[p].image_id] if other != p]
+        others_xy[m, : len(others)] = true[others, :, :2]
+        others_labelled[m, : len(others)] = labelled[others]
+        others_area[m, : len(others)] = area[others]
+        overlap[m] = (box_iou(boxes[p], boxes[others]) >= OVERLAP_IOU).sum()
+    xy = poses[row, :, :2]
+    present = np.isfinite(poses[row]).all(axis=-1) & (poses[row, :, 2] > 0)
+    xy = np.where(np.isfinite(xy), xy, 0.0)
+    others = {"others_xy": others_xy, "others_labelled": others_labelled, "others_area": others_area}
+    pair = {"xy": xy, "present": present, "true_xy": true[person, :, :2], "labelled": labelled[person]}
+    pair["area"] = area[person]
+    return Matched(
+        row=row,
+        person=person,
+        oks=np.array([match[2] for match in matches], np.float64),
+        score=score[row],
+        count=labelled[person].sum(axis=1),
+        overlap=overlap,
+        kind=classify_joints(**pair, **others, skeleton=skeleton),
+        **pair,
+        **others,
+    )
+
+
+def poses_of(annotations: Annotations, rows: list[dict]) -> np.ndarray:
+    """[R, K, 3] image x, y, score of the rows. Raises PosefixError as `match_people`."""
+    for index, row in enumerate(rows):
+        if row["image_id"] not in annotations.images:
+            raise PosefixError(
+                f"row {index} is of image {row['image_id']!r}, which {annotations.path} does not have; "
+                "the two files are of different photographs"
+            )
+        score = row.get("score")
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise PosefixError(f"row {index} has no score that is a finite number, found {score!r:.40}")
+    joints = annotations.skeleton.num_joints
+    return np.array([joints_of(row, joints, f"row {i}") for i, row in enumerate(rows)]).reshape(-1, joints, 3)
+
+
+def _match(rows, people, poses, score, true, area, skeleton, min_oks):
+    """(row, person, OKS) of one photograph."""
+    people = np.array(sorted(people, key=lambda p: (-area[p], true[p].tobytes())))
+    labelled = true[people, :, 2] > 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        ks = keypoint_similarity(poses[rows][:, None, :, :2], true[people, :, :2], area[people], skeleton)
+    oks = np.where(labelled & np.isfinite(ks), ks, 0).sum(axis=-1) / labelled.sum(axis=-1)
+    order = sorted(range(len(rows)), key=lambda d: (-score[rows[d]], -oks[d].max(), poses[rows[d]].tobytes()))
+    free = np.ones(len(people), bool)
+    for d in order:
+        best = int(np.where(free, oks[d], -1).argmax())
+        if free[best] and oks[d, best] >= min_oks:
+            free[best] = False
+            yield int(rows[d]), int(people[best]), float(oks[d, best])

@@ -1,0 +1,170 @@
+"""Which errors an estimator makes where, what they cost, and what its scores are worth: figures of matched poses."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from posefix_jax.evaluation.errors import Matched
+from posefix_jax.evaluation.intervals import wilson
+from posefix_jax.skeleton import Skeleton
+from posefix_jax.types import KINDS, ErrorKind
+
+STATES = (*(kind.name.lower() for kind in KINDS), "absent")
+"""What a labelled joint of a matched person can be, indexed as `states_of` gives it."""
+ERRORS = STATES[1:]
+TOGETHER = 4
+"""Joints of one kind in one person from which they count as having come together."""
+MEDIUM_AREA, LARGE_AREA = 32**2, 96**2
+"""Pixels squared at which COCO's medium and large people begin (pycocotools)."""
+
+
+class Share(NamedTuple):
+    """The share of labelled joints of one `bin` of a division `by` that are of a `kind`; 95 % Wilson interval."""
+
+    by: str
+    bin: str
+    kind: str
+    count: int
+    total: int
+    share: float
+    low: float
+    high: float
+
+
+def states_of(matched: Matched) -> np.ndarray:
+    """[M, K] index into `STATES`; -1 where the joint is not labelled."""
+    left_out = np.where(matched.labelled, len(KINDS), -1)
+    return np.where(matched.kind == ErrorKind.ABSENT, left_out, matched.kind)
+
+
+def shares(matched: Matched, skeleton: Skeleton) -> list[Share]:
+    """How often each state occurs: in total, by joint, group, labelled joints, overlap and size; empty bins left out."""
+    states = states_of(matched)
+    found = []
+    for by, name, where in _divisions(matched, skeleton):
+        counts = np.array([((states == state) & where).sum() for state in range(len(STATES))])
+        total = int(counts.sum())
+        if not total:
+            continue
+        low, high = wilson(counts, total)
+        for kind, n, a, b in zip(STATES, counts, low, high, strict=True):
+            found.append(Share(by, name, kind, int(n), total, float(n / total), float(a), float(b)))
+    return found
+
+
+def _divisions(matched: Matched, skeleton: Skeleton):
+    """(division, bin, [M, K] or [M, 1] or [1, K] mask)."""
+    yield "total", "all", np.ones((1, 1), bool)
+    groups = np.array(skeleton.groups)
+    for group in dict.fromkeys(skeleton.groups):
+        yield "group", group, (groups == group)[None]
+    for joint, name in enumerate(skeleton.joints):
+        yield "joint", name, (np.arange(len(groups)) == joint)[None]
+    of_person = {
+        "labelled joints": (matched.count, {"<= 5": (0, 5), "6-10": (6, 10), "> 10": (11, np.inf)}),
+        "overlap": (matched.overlap, {"0": (0, 0), "1-2": (1, 2), ">= 3": (3, np.inf)}),
+    }
+    for by, (value, bins) in of_person.items():
+        for name, (low, high) in bins.items():
+            yield by, name, ((value >= low) & (value <= high))[:, None]
+    size = (matched.area >= MEDIUM_AREA).astype(int) + (matched.area > LARGE_AREA)
+    for index, name in enumerate(("small", "medium", "large")):
+        yield "size", name, (size == index)[:, None]
+
+
+def together(matched: Matched) -> dict[str, Share]:
+    """Of the joints of an error kind, the share in people with `TOGETHER` or more of that kind."""
+    states = states_of(matched)
+    found = {}
+    for index, kind in enumerate(STATES[1:], start=1):
+        of_person = (states == index).sum(axis=1)
+        total, count = int(of_person.sum()), int(of_person[of_person >= TOGETHER].sum())
+        low, high = wilson(count, total)
+        share = count / total if total else 0.0
+        found[kind] = Share("together", f">= {TOGETHER}", kind, count, total, share, float(low), float(high))
+    return found
+
+
+def plain_rows(rows: list[dict], poses: np.ndarray) -> list[dict]:
+    """Rows with what AP needs only, their joints `poses` [R, K, 3]; what is not finite becomes 0.
+
+    pycocotools would take a joint that is not a number for a perfect one.
+    """
+    flat = np.nan_to_num(poses, nan=0.0, posinf=0.0, neginf=0.0).reshape(len(rows), -1)
+    return [
+        {"image_id": row["image_id"], "keypoints": joints.tolist(), "score": row["score"]}
+        for row, joints in zip(rows, flat, strict=True)
+    ]
+
+
+def corrections(matched: Matched, poses: np.ndarray):
+    """Poses [R, K, 3] in which the joints of one error kind stand at their true place, all else as it was.
+
+    Yields (name, poses): each kind of `ERRORS`; `all errors`, those together; `every joint`, also the good ones.
+    """
+    states = states_of(matched)
+    wanted = {kind: states == index for index, kind in enumerate(STATES[1:], start=1)}
+    wanted |= {"all errors": states > 0, "every joint": states >= 0}
+    for name, where in wanted.items():
+        corrected = poses.copy()
+        corrected[matched.row, :, :2] = np.where(where[..., None], matched.true_xy, poses[matched.row, :, :2])
+        yield name, corrected
+
+
+def true_scores(matched: Matched, count: int) -> np.ndarray:
+    """[count] the scores that an omniscient would give the rows: OKS with the matched person, 0 without one."""
+    scores = np.zeros(count)
+    scores[matched.row] = matched.oks
+    return scores
+
+
+def calibration(matched: Matched, bins: int = 10) -> dict:
+    """Whether the scores of the matched detections say how good they are.
+
+    Returns:
+      `bins`: mean score, mean true OKS and count by score decile (equal scores in one bin); `error`: the expected
+      calibration error, the mean over detections of |mean score - mean OKS| of their bin, None where scores leave
+      0..1; `rank`: Spearman's rank correlation of score and OKS, None where one of them does not vary.
+    """
+    score, oks = matched.score, matched.oks
+    if not len(score):
+        return {"bins": [], "error": None, "rank": None}
+    edges = np.unique(np.quantile(score, np.linspace(0, 1, bins + 1)))
+    place = np.searchsorted(edges[1:-1], score, side="right")
+    rows = [
+        {"score": float(score[at].mean()), "oks": float(oks[at].mean()), "count": int(at.sum())}
+        for at in (place == index for index in range(bins))
+        if at.any()
+    ]
+    off = sum(row["count"] * abs(row["score"] - row["oks"]) for row in rows) / len(score)
+    a, b = _ranks(score), _ranks(oks)
+    rank = float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else None
+    return {"bins": rows, "error": off if 0 <= score.min() and score.max() <= 1 else None, "rank": rank}
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks, equal values at their mean rank."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def transitions(before: Matched, after: Matched, labelled: np.ndarray) -> np.ndarray:
+    """[7, 7] labelled joints by state before and after, `STATES` and last: nobody matched with the person.
+
+    Args:
+      labelled: [P, K] of all true people, in the order of `Matched.person`.
+    """
+    sides = []
+    for matched in (before, after):
+        states = np.where(labelled, len(STATES), -1)
+        states[matched.person] = states_of(matched)
+        sides.append(states[labelled])
+    counts = np.zeros((len(STATES) + 1, len(STATES) + 1), int)
+    np.add.at(counts, tuple(sides), 1)
+    return counts
+
+
+def oks_changes(before: Matched, after: Matched) -> np.ndarray:
+    """[C, 2] person and change of OKS (after - before) of the people whom both sides match."""
+    both, i, j = np.intersect1d(before.person, after.person, return_indices=True)
+    return np.column_stack([both, after.oks[j] - before.oks[i]])
