@@ -54,6 +54,9 @@ class RefineOptions:
     """gain of expected KS that a joint must promise to be moved; the checkpoint's own by default"""
     min_ks: float | None = None
     """expected KS that a joint's new place must promise; the checkpoint's own by default, 0 to take every move"""
+    boxes: bool = False
+    """estimate the pose of a row that has no usable joint but a bbox, from the photograph in it alone (the refiner must have
+    learned without poses too: inputs.withhold_pose)"""
     missing: Literal["fill", "keep"] = "fill"
     """joints that the estimator left out: fill, or keep as they are"""
     min_score: float = 0.0
@@ -257,7 +260,8 @@ class _Run:
                             self._refuse(part, row, reason)
                     if usable:
                         poses = np.stack([self._as_ours(part.poses[row].joints) for row in usable])
-                        some.append(Group(image, poses, (part, usable), self.job.fractions))
+                        boxes = tuple(part.poses[row].box for row in usable) if self.options.boxes else None
+                        some.append(Group(image, poses, (part, usable), self.job.fractions, boxes=boxes))
                 done += len(part.reasons)
                 left[part.number] = len(part.poses) - len(part.reasons)
                 if some:

@@ -52,7 +52,8 @@ class Outcome(NamedTuple):
 class Group(NamedTuple):
     """The poses of one photograph, [n, K, 3] in the image frame, or in parts of its width and height (`fraction`).
 
-    `tag` is the caller's; `size_hw` is known once it is read.
+    `tag` is the caller's; `size_hw` is known once it is read. `boxes` say where a pose without a usable joint is, (x, y,
+    width, height) in the image frame, or None.
     """
 
     image: int | str
@@ -60,6 +61,7 @@ class Group(NamedTuple):
     tag: object = None
     fraction: bool = False
     size_hw: tuple[int, int] | None = None
+    boxes: tuple | None = None
 
 
 _END = object()
@@ -246,7 +248,10 @@ class Refiner:
             poses = group.poses
             if group.fraction:
                 poses = poses * [image.shape[1], image.shape[0], 1]
-            crops = [self.crop(image, pose, min_score=min_score) for pose in poses]
+            boxes = group.boxes or (None,) * len(poses)
+            crops = [
+                self.crop(image, pose, min_score=min_score, box=box) for pose, box in zip(poses, boxes, strict=True)
+            ]
             group = group._replace(poses=poses, size_hw=image.shape[:2])
             return group, [crop or "no usable joint" for crop in crops]
 
@@ -285,18 +290,22 @@ class Refiner:
             if rows:
                 yield from finished((rows, self.start(crops)))
 
-    def crop(self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0) -> Crop | None:
+    def crop(self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0, box=None) -> Crop | None:
         """The crop around one pose ([K, 3], image frame); None if no joint that the model knows is usable.
 
-        A joint is present if finite and its score is above `min_score`.
+        A joint is present if finite and its score is above `min_score`. Where none is, the crop is laid around `box` (x, y,
+        width, height), if there is one: the network then estimates the pose from the photograph alone.
         """
         model = self.spec.model
         present = np.isfinite(pose).all(axis=1) & (pose[:, 2] > min_score)
         around = present & np.asarray(self.spec.trained_joints)
-        if not around.any():
-            return None
         xy = np.where(present[:, None], pose[:, :2], 0.0)
-        box = geometry.crop_box_of_joints(xy, around, model.crop_hw)
+        if around.any():
+            box = geometry.crop_box_of_joints(xy, around, model.crop_hw)
+        elif box is not None:
+            box = geometry.crop_box(np.asarray(box, np.float64), model.crop_hw)
+        else:
+            return None
         place = geometry.crop_geometry(box, model.crop_hw, frame=model.frame)
         pixels = warp_affine(image, place.image_to_crop, model.crop_hw, antialias=model.frame != "reference")
         return Crop(pixels, place, np.where(present[:, None], place.to_crop(xy), 0.0).astype(np.float32), present)

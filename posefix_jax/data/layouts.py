@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from posefix_jax.data.json_stream import Item
-from posefix_jax.skeleton import BLAZEPOSE, POSETRACK17, Skeleton
+from posefix_jax.skeleton import BLAZEPOSE, POSETRACK17, WHOLEBODY, WHOLEBODY_KEYS, Skeleton
 from posefix_jax.types import PosefixError
 
 ImageId = int | str
@@ -32,6 +32,7 @@ class Pose(NamedTuple):
     track: object = None
     slots: Mapping[int, tuple[int, bool]] | None = None
     slot: int = 0
+    box: tuple[float, ...] | None = None
 
 
 class Element(NamedTuple):
@@ -105,7 +106,33 @@ def image_id(value) -> ImageId:
 def _coco(entry, _image) -> Iterator[Pose]:
     image = image_id(entry.get("image_id"))
     track = entry.get("track_id")
-    yield Pose(image, _triples(entry.get("keypoints")), (), _score(entry), entry.get("category_id"), track)
+    joints = _triples(entry.get("keypoints"))
+    yield Pose(image, joints, (), _score(entry), entry.get("category_id"), track, box=_box(entry.get("bbox")))
+
+
+def _box(values) -> tuple[float, ...] | None:
+    """A bbox that is one; any other is as good as none."""
+    numbers = isinstance(values, list) and len(values) == 4 and all(isinstance(v, int | float) for v in values)
+    return tuple(map(float, values)) if numbers and np.isfinite(values).all() and min(values[2:]) > 0 else None
+
+
+def _whole_body(entry, image) -> Iterator[Pose]:
+    for key, count in WHOLEBODY_KEYS.items():
+        if len(_triples(entry.get(key), key)) != count:
+            raise ValueError(
+                f"{key}: expected {3 * count} values (x, y, score of {count} joints), found {len(entry[key])}"
+            )
+    joints = np.concatenate([_triples(entry[key], key) for key in WHOLEBODY_KEYS])
+    for pose in _coco(entry, image):
+        yield pose._replace(joints=joints)
+
+
+_whole_body_places = [(key, place) for key, count in WHOLEBODY_KEYS.items() for place in range(count)]
+
+
+def _whole_body_paths(pose: Pose, joint: int) -> tuple:
+    key, place = _whole_body_places[joint]
+    return tuple((*pose.path, key, 3 * place + i) for i in range(3))
 
 
 def _annotation(entry, image) -> Iterator[Pose]:
@@ -262,6 +289,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("coco", _coco, _flat_paths, whole=True),
+        Layout("coco-wholebody", _whole_body, _whole_body_paths, skeleton=WHOLEBODY, whole=True),
         Layout("coco-annotations", _annotation, _flat_paths, visible=2, whole=True),
         Layout("detectron2", _detectron, _flat_paths),
         Layout("mmpose", _frame, _instance_paths, None),

@@ -1,0 +1,29 @@
+"""The paper's IntegralPose in small: the refiner's network without an input pose, a plain estimator from boxes.
+
+    posefix import mobilenet mobilenetv2.pth --out runs/mobilenet_v2.npz
+    posefix train configs/estimator_mnv2_96x64.py
+
+Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands). The studies in docs/studies.md start from it.
+"""
+
+from posefix_jax.augment import AugmentConfig
+from posefix_jax.config import Config, DataConfig
+from posefix_jax.models import ModelConfig
+from posefix_jax.optimizer import OptimizerConfig
+from posefix_jax.step import InputConfig
+
+
+def config() -> Config:
+    return Config(
+        out="runs/estimator_mnv2_96x64",
+        init="runs/mobilenet_v2.npz",
+        epochs=16,
+        save_every=200,
+        data=DataConfig(train=("prepared/lspet", "prepared/coco"), batch_size=32, threads=2),
+        model=ModelConfig(
+            backbone="mobilenet_v2", width=32, head_channels=64, skips=True, crop_hw=(96, 64), pose_sigma=3.0
+        ),
+        augment=AugmentConfig(scale=0.25, rotation=30.0, shift=0.04, colour=0.2),
+        inputs=InputConfig(withhold_pose=1.0, box="annotation"),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, average_decay=0.998),
+    )

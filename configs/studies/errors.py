@@ -1,0 +1,57 @@
+"""What a refiner should learn from: the paper's errors against fitted, scalar, gaussian, real and no errors.
+
+    posefix train configs/estimator_mnv2_96x64.py
+    posefix analyse fit lspet/detections/movenet_lightning_int8_train.json \
+        --annotations lspet/annotations/person_keypoints_train.json --out runs/fitted.json --no-together
+    posefix analyse fit lspet/detections/movenet_lightning_int8_train.json \
+        --annotations lspet/annotations/person_keypoints_train.json --out runs/correlated.json --offsets
+    posefix study configs/studies/errors.py --out runs/study
+
+Every run starts from the same estimator and sees two epochs of athletes. Scores: docs/studies.md. The folders that it
+reads are prepared as docs/studies.md says.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from posefix_jax.config import Config, load_preset
+from posefix_jax.models import DecodeConfig
+from posefix_jax.optimizer import OptimizerConfig
+from posefix_jax.step import InputConfig
+from posefix_jax.study import Study
+
+INPUTS = {
+    "athletes held out, synthetic": ("prepared/lspet-holdout", "synthetic"),
+    "athletes held out, Lightning int8": ("prepared/lspet-holdout", "detected"),
+    "LSPET val, Lightning int8": ("prepared/lspet-val", "detected"),
+    "COCO val, Thunder": ("prepared/coco-val-movenet_thunder", "detected"),
+    "COCO val, Lightning int8": ("prepared/coco-val-movenet_lightning_int8", "detected"),
+    "COCO val, BlazePose heavy": ("prepared/coco-val-blazepose_heavy", "detected"),
+}
+TUNE = "athletes held out, Lightning int8"
+
+
+def base() -> Config:
+    before = load_preset(Path(__file__).parents[1] / "estimator_mnv2_96x64.py")
+    return replace(
+        before,
+        init=before.out,
+        epochs=2,
+        save_every=1000,
+        inputs=InputConfig(),
+        optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=20, average_decay=0.98),
+        decode=DecodeConfig("ks"),
+    )
+
+
+def study() -> Study:
+    errors = {
+        "posefix": ("posefix",),
+        "fitted": ("runs/fitted.json",),
+        "correlated": ("runs/correlated.json",),
+        "scalar": ("scalar",),
+        "gaussian": ("gaussian",),
+        "empirical": ("empirical",),
+        "none": ("none",),
+    }
+    return Study({name: replace(base(), errors=names) for name, names in errors.items()}, INPUTS, TUNE)

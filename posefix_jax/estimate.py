@@ -1,0 +1,80 @@
+"""`posefix estimate`: poses from boxes, without any input pose (the paper's IntegralPose)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from posefix_jax.data.coco import read_json, whole_file
+from posefix_jax.refine import RefineOptions, refine_rows
+from posefix_jax.refiner import Refiner
+from posefix_jax.sharding import keep_compiled
+from posefix_jax.types import PosefixError
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """Estimates poses in the boxes of people, by a refiner that learned without input poses too."""
+
+    boxes: Path
+    """COCO detection results (image_id, bbox, score), or an annotation file whose boxes are taken"""
+    images: str
+    """where the photographs are: a folder, a .zip, .tar shards, a video, or a URL"""
+    out: Path
+    """COCO keypoint results file to write: a row a box, in order; its score is the box's times the expected KS"""
+    checkpoint: Path | None = None
+    """a training run or checkpoint; the shipped refiner by default"""
+    flip: bool = True
+    """also run the mirrored crop and average"""
+    category: int = 1
+    """boxes of other categories are left out"""
+    batch_size: int = 32
+    """crops a step"""
+    threads: int = 4
+    """decoding threads"""
+
+
+def estimate(options: EstimateOptions) -> dict:
+    """Runs the job as a refinement of poses without a joint; returns the same report. Interrupted, it goes on likewise.
+
+    Raises:
+      PosefixError: bad input.
+    """
+    keep_compiled()
+    refiner = Refiner.load(options.checkpoint, flip=options.flip, batch_size=options.batch_size)
+    content = read_json(options.boxes)
+    annotated = isinstance(content, dict) and isinstance(content.get("annotations"), list)
+    entries = content["annotations"] if annotated else content
+    if not isinstance(entries, list) or not entries:
+        raise PosefixError(
+            f"{options.boxes}: expected a list of boxes (image_id, bbox, score), or a COCO annotation file with people"
+        )
+    empty = [0] * (3 * refiner.spec.skeleton.num_joints)
+    rows = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list) or "image_id" not in entry:
+            raise PosefixError(f"{options.boxes}: row {number} has no image_id and bbox")
+        if entry.get("category_id", options.category) != options.category or entry.get("iscrowd"):
+            continue
+        row = {"image_id": entry["image_id"], "category_id": options.category, "bbox": entry["bbox"]}
+        rows.append(row | {"keypoints": empty, "score": entry.get("score", 1.0)})
+    if not rows:
+        raise PosefixError(f"{options.boxes}: no box of category {options.category}")
+    stand_in = options.out.with_name(options.out.name + ".boxes.json")
+    with whole_file(stand_in) as file:
+        file.write(json.dumps(rows).encode())
+    report = refine_rows(
+        refiner,
+        RefineOptions(
+            detections=(str(stand_in),),
+            images=options.images,
+            out=options.out,
+            annotations=options.boxes if annotated else None,
+            boxes=True,
+            rescore=True,
+            category=options.category,
+            batch_size=options.batch_size,
+            threads=options.threads,
+        ),
+    )
+    stand_in.unlink()
+    return report
