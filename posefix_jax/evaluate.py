@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from posefix_jax.data.coco import joints_of, read_annotations, read_results, write_json
 from posefix_jax.evaluation.crowdpose import crowdpose_scores
 from posefix_jax.evaluation.oks import oks_scores
@@ -165,10 +167,10 @@ def _checked_rows(path: Path, truth: Truth, metric: str, annotations: Path) -> I
                 f"{where} has annotation_id {named!r}, which is nobody in image {row['image_id']!r} of {annotations}; "
                 "name the person by the annotation's id, or leave it out"
             )
-        keypoints = row["keypoints"]
-        if len(keypoints) != 3 * truth.skeleton.num_joints:  # COCO-WholeBody's five lists
-            keypoints = joints_of(row, truth.skeleton.num_joints, where).reshape(-1).tolist()
-        yield {**row, "keypoints": keypoints}
+        joints = joints_of(row, truth.skeleton.num_joints, where)
+        # pycocotools would take one that is not finite for a perfect one.
+        joints[~np.isfinite(joints).all(axis=1)] = 0
+        yield {**row, "keypoints": joints.reshape(-1).tolist()}
 
 
 def _check_scores(scores, skeleton: Skeleton, where: str) -> None:

@@ -104,12 +104,11 @@ def undisturbed(preset) -> Path:
     return out
 
 
-@pytest.mark.parametrize("processes,devices", [(2, 4), (4, 2)])
-def test_processes_and_devices_change_nothing(preset, undisturbed, processes, devices):
+def test_processes_and_devices_change_nothing(preset, undisturbed):
     """But for the order of float32 sums: 1e-5 in one step (test_train.py), which Adam lets grow over twenty."""
-    out = preset.with_name(f"run-{processes}x{devices}")
-    said = finish(start(preset, out, processes=processes, devices=devices))
-    assert f"8 device(s) of {processes} process(es)" in said and said.count("step 5/20") == 1
+    out = preset.with_name("run-2x4")
+    said = finish(start(preset, out, processes=2, devices=4))
+    assert "8 device(s) of 2 process(es)" in said and said.count("step 5/20") == 1
     assert difference(variables_at(out, 13), variables_at(undisturbed, 13)) < ROUNDING
     assert difference(variables_at(out, STEPS), variables_at(undisturbed, STEPS)) < ROUNDING
 

@@ -86,6 +86,18 @@ def test_files_that_pycocotools_alone_stumbles_over(files, tmp_path):
     assert 0 < evaluate(options)["after"]["AP"] <= 1
 
 
+def test_a_joint_that_is_not_finite_is_wrong_not_perfect(files, tmp_path):
+    """As one at (0, 0); pycocotools alone would give the person an OKS of 1."""
+    path, before, _ = files
+    rows, figures = json.loads(before.read_text()), []
+    for value in (float("nan"), 0.0):
+        for row in rows:
+            row["keypoints"][15:18] = [value] * 3
+        (tmp_path / "d.json").write_text(json.dumps(rows))
+        figures.append(evaluate(EvaluateOptions(results=tmp_path / "d.json", annotations=path))["after"])
+    assert figures[0] == figures[1] and figures[0]["AP"] < 1
+
+
 def test_ks_by_hand():
     xy = np.zeros((1, 17, 2))
     moved = xy + [3.0, 4.0]
