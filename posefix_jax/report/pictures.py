@@ -44,11 +44,11 @@ def draw_pose(
 
 
 def kind_legend() -> np.ndarray:
-    """Which colour is which error kind; grey is a real detection's joint, whose kind is not known."""
+    """Which colour is which error kind; grey is a joint whose kind is not known."""
     bar = np.full((22, 78 * len(ErrorKind), 3), 255, np.uint8)
     for i, kind in enumerate(ErrorKind):
         cv2.circle(bar, (10 + i * 78, 11), 5, KIND_COLOURS[kind], -1, cv2.LINE_AA)
-        name = "real" if kind is ErrorKind.ABSENT else kind.name.lower()
+        name = "unknown" if kind is ErrorKind.ABSENT else kind.name.lower()
         cv2.putText(bar, name, (19 + i * 78, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (30, 30, 30), 1, cv2.LINE_AA)
     return bar
 
