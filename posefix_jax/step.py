@@ -340,10 +340,15 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, 
     def once(variables, crops, crop_xy, present) -> Refined:
         seen = present & trained
         crop_xy = jnp.where(present[..., None], crop_xy, 0.0)
-        maps = [network(variables, crops, crop_xy, seen)]
         if flip:
             mirrored_xy = geometry.mirror_crop(crop_xy, model.crop_hw[1])[:, flip_index]
-            maps.append(network(variables, crops[:, :, ::-1], mirrored_xy, seen[:, flip_index]))
+            mirrored = crops[:, :, ::-1], mirrored_xy, seen[:, flip_index]
+            # One pass over both: one program to trace. Side by side, so that a device keeps its own.
+            pairs = [_pair(*each) for each in zip((crops, crop_xy, seen), mirrored, strict=True)]
+            logits = network(variables, *pairs)
+            maps = [logits.reshape(-1, 2, *logits.shape[1:])[:, side] for side in (0, 1)]
+        else:
+            maps = [network(variables, crops, crop_xy, seen)]
         if decode.method == "argmax":
             mean = maps[0] if not flip else (maps[0] + maps[1][:, :, ::-1][..., flip_index]) / 2
             out_xy = geometry.heat_to_crop(jax.vmap(heatmaps.argmax)(mean), STRIDE, model.frame)
@@ -384,6 +389,11 @@ def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, 
         return Refined(last.crop_xy, first.input_ks, last.output_ks, moved)
 
     return refine_step
+
+
+def _pair(a: Array, b: Array) -> Array:
+    """[2B, ...] with each of `a` before its one of `b`."""
+    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
 
 
 class Evaluated(NamedTuple):
