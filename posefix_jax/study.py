@@ -1,7 +1,9 @@
 """`posefix study`: a grid of configs and seeds, trained, scored, and compared."""
 
+import csv
 import functools
 import hashlib
+import io
 import itertools
 import sys
 import time
@@ -19,7 +21,7 @@ from posefix_jax.report.plots import bars
 from posefix_jax.report.progress import format_seconds
 from posefix_jax.sharding import keep_compiled
 from posefix_jax.ship import KEEP_MARGINS
-from posefix_jax.train import train
+from posefix_jax.train import errors_read, train
 from posefix_jax.types import PosefixError, function_in_file
 from posefix_jax.validate import Validator, keep_unpromising
 
@@ -122,7 +124,7 @@ def _config(of: Study, options: StudyOptions, seed: int, name: str) -> Config:
 
 def _settled(of: Study, config: Config) -> str:
     """What a run's scores depend on; they count only for that."""
-    return hashlib.sha256(repr((config, sorted(of.inputs.items()), of.tune)).encode()).hexdigest()
+    return hashlib.sha256(repr((config, errors_read(config), sorted(of.inputs.items()), of.tune)).encode()).hexdigest()
 
 
 def _done(of: Study, options: StudyOptions, seed: int, name: str) -> dict | None:
@@ -176,13 +178,15 @@ def _write(of: Study, options: StudyOptions, runs) -> str:
         scores = _done(of, options, seed, name)
         if scores is not None:
             found.setdefault(name, {})[seed] = scores
-    table = table_of(found, of.inputs)
+    table = table_of(found, of.inputs, next(iter(of.configs)))
     fields = ("people", "ap_input", "ap_refined", "ap_kept", "ks_input", "ks_refined", "ks_kept", "keep_margin")
-    lines = [",".join(("config", "seed", "input", *fields))]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("config", "seed", "input", *fields))
     for name, seeds in found.items():
         for seed, scores in seeds.items():
             for given, score in scores.items():
-                lines.append(",".join([name, str(seed), f'"{given}"', *(f"{score[field]:.6g}" for field in fields)]))
+                rows.writerow((name, seed, given, *(f"{score[field]:.6g}" for field in fields)))
     gains = {
         name: [list(_gains(seeds, given, "ap_kept").values()) or [0.0] for given in of.inputs]
         for name, seeds in found.items()
@@ -194,19 +198,18 @@ def _write(of: Study, options: StudyOptions, runs) -> str:
         y_label="gain in AP",
         intervals={name: [(min(values), max(values)) for values in row] for name, row in gains.items()},
     ).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    for file_name, text in (("table.md", table), ("scores.csv", "\n".join(lines)), ("plot.svg", plot)):
+    for file_name, content in (("table.md", f"{table}\n"), ("scores.csv", text.getvalue()), ("plot.svg", plot)):
         with whole_file(options.out / file_name) as file:
-            file.write(f"{text}\n".encode())
+            file.write(content.encode())
     return table
 
 
-def table_of(found: Mapping[str, Mapping[int, Mapping]], inputs) -> str:
+def table_of(found: Mapping[str, Mapping[int, Mapping]], inputs, baseline: str) -> str:
     """Markdown: a row a config, a column an input; gain in AP and in mean KS over the input's.
 
-    Mean over the seeds, their standard deviation, and, in brackets, the mean of the differences from the first config's
-    run of the same seed, with the standard error of that mean.
+    Mean over the seeds, their standard deviation, and, in brackets, the mean of the differences from the run of the
+    `baseline` with the same seed, and the standard error of that mean.
     """
-    first = next(iter(found), None)
     parts = []
     for metric, title in COLUMNS.items():
         heads, inputs_row = list(inputs), []
@@ -218,8 +221,8 @@ def table_of(found: Mapping[str, Mapping[int, Mapping]], inputs) -> str:
         for name, seeds in found.items():
             cells = []
             for given in inputs:
-                baseline = None if name == first else _gains(found[first], given, metric)
-                cells.append(_cell(_gains(seeds, given, metric), baseline))
+                compared = {} if name == baseline else _gains(found.get(baseline, {}), given, metric)
+                cells.append(_cell(_gains(seeds, given, metric), compared))
             lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -235,15 +238,14 @@ def _gains(seeds, given: str, metric: str) -> dict[int, float]:
     }
 
 
-def _cell(gain: dict[int, float], baseline: dict[int, float] | None) -> str:
+def _cell(gain: dict[int, float], baseline: dict[int, float]) -> str:
     if not gain:
         return ""
     values = np.array(list(gain.values()))
     spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
     text = f"{values.mean():+.3f}{spread}"
-    if baseline is not None:
-        differences = np.array([gain[seed] - baseline[seed] for seed in gain if seed in baseline])
-        if len(differences):
-            error = f" ± {differences.std(ddof=1) / len(differences) ** 0.5:.3f}" if len(differences) > 1 else ""
-            text += f" [{differences.mean():+.3f}{error}]"
+    differences = np.array([gain[seed] - baseline[seed] for seed in gain if seed in baseline])
+    if len(differences):
+        error = f" ± {differences.std(ddof=1) / len(differences) ** 0.5:.3f}" if len(differences) > 1 else ""
+        text += f" [{differences.mean():+.3f}{error}]"
     return text

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -253,7 +254,7 @@ def _rejoin(variables: dict, joints: tuple[str, ...], fresh: dict, wanted: tuple
 def _settle_config(config: Config, out: Path, people: int, started: bool) -> None:
     """Writes `config.json`; refuses to go on with a run that has started under another, or on other people."""
     path = out / "config.json"
-    fields = json.loads(config.to_json()) | {"people": people}
+    fields = json.loads(config.to_json()) | {"people": people, "errors_read": errors_read(config)}
     if started:
         before, now = _flat(read_json(path)), _flat(fields)
         changed = [
@@ -265,6 +266,12 @@ def _settle_config(config: Config, out: Path, people: int, started: bool) -> Non
             raise PosefixError(f"{out}: holds a run of another config: {'; '.join(changed)}; train into another --out")
     if not jax.process_index():
         write_json(path, fields)
+
+
+def errors_read(config: Config) -> list[str]:
+    """Digests of the files among `config.errors`: a run does not go on when what it draws from was written anew."""
+    files = [path for path in map(Path, config.errors) if path.is_file()]
+    return [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files]
 
 
 def _flat(fields: dict, prefix: str = "") -> dict:

@@ -108,11 +108,10 @@ def test_table():
     """Means, spreads and paired differences, worked out by hand."""
 
     def of(gains):
-        return {
-            i: {"in": {"ap_input": 0.5, "ap_refined": 0.5 + g, "ks_input": 0.5, "ks_refined": 0.5}} for i, g in gains
-        }
+        same = {"ap_input": 0.5, "ap_kept": 0.5, "ks_input": 0.5, "ks_refined": 0.5}
+        return {i: {"in": same | {"ap_refined": 0.5 + gain}} for i, gain in gains}
 
-    table = table_of({"a": of([(0, 0.1), (1, 0.3)]), "b": of([(0, 0.2), (1, 0.3), (2, 0.4)])}, {"in": None})
+    table = table_of({"a": of([(0, 0.1), (1, 0.3)]), "b": of([(0, 0.2), (1, 0.3), (2, 0.4)])}, {"in": None}, "a")
     # a: mean 0.2, deviation 0.1414. b: mean 0.3, deviation 0.1; over a by 0.1 and 0: mean 0.05, standard error 0.05.
     assert "| a | 2 | +0.200 ± 0.141 |" in table
     assert "| b | 3 | +0.300 ± 0.100 [+0.050 ± 0.050] |" in table
