@@ -253,7 +253,8 @@ class Refiner:
                 self.crop(image, pose, min_score=min_score, box=box) for pose, box in zip(poses, boxes, strict=True)
             ]
             group = group._replace(poses=poses, size_hw=image.shape[:2])
-            return group, [crop or "no usable joint" for crop in crops]
+            reason = "no usable joint" if group.boxes is None else "no usable joint and no usable bbox"
+            return group, [crop or reason for crop in crops]
 
         def timed(what: str, function, *arguments):
             begun = time.perf_counter()
