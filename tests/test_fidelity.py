@@ -153,7 +153,7 @@ def test_network_and_flip_averaging(network):
         return logits
 
     refined = make_refine_step(apply, spec)(variables, crops, pose, present)
-    logits = kept["logits"][0]
+    logits = kept["logits"][0][::2]  # each crop stands before its mirror
     np.testing.assert_allclose(logits[:, ::4, ::4], recorded["logits"], atol=1e-3)
     heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
     coord = geometry.heat_to_crop(heat_xy, STRIDE, "reference")
