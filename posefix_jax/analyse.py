@@ -93,7 +93,7 @@ def analyse(options: AnalyseOptions) -> dict:
     found = images.find_all(annotations.people[p].image_id for p in matches["after"][1].person) if images else {}
 
     people = [
-        {"image_id": p.image_id, "joints": p.joints, "box": p.box, "area": p.area, "ignored": ignored}
+        {"image_id": p.image_id, "joints": p.joints, "box": p.box, "area": p.area, "ignored": ignored, "crowd": p.crowd}
         for group, ignored in ((annotations.people, False), (annotations.ignored, True))
         for p in group
     ]

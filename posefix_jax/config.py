@@ -95,6 +95,10 @@ class Config:
                 "stop_after, skip_nonfinite and profile must not be negative, found "
                 f"{self.stop_after}, {self.skip_nonfinite}, {self.profile}"
             )
+        if self.loss.heatmap == "gaussian" and (self.inputs.self_share or self.model.end_to_end):
+            raise PosefixError(
+                "maps trained by loss.heatmap gaussian have no soft-argmax, which inputs.self_share and model.end_to_end need"
+            )
         if self.epochs < 1:
             raise PosefixError(f"epochs must be positive, found {self.epochs}")
 

@@ -1,6 +1,7 @@
 """`posefix estimate`: poses from boxes, without any input pose (the paper's IntegralPose)."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def estimate(options: EstimateOptions) -> dict:
     Raises:
       PosefixError: bad input.
     """
+    if options.out.resolve() == options.boxes.resolve():
+        raise PosefixError(f"--out {options.out} is the boxes file itself; write elsewhere")
     keep_compiled()
     refiner = Refiner.load(options.checkpoint, flip=options.flip, batch_size=options.batch_size)
     content = read_json(options.boxes)
@@ -55,6 +58,11 @@ def estimate(options: EstimateOptions) -> dict:
             raise PosefixError(f"{options.boxes}: row {number} has no image_id and bbox")
         if entry.get("category_id", options.category) != options.category or entry.get("iscrowd"):
             continue
+        values = [*entry["bbox"], entry.get("score", 1.0)]
+        if len(values) != 5 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            raise PosefixError(
+                f"{options.boxes}: row {number} needs a bbox of 4 finite numbers and a finite score, found {values!r:.80}"
+            )
         row = {"image_id": entry["image_id"], "category_id": options.category, "bbox": entry["bbox"]}
         rows.append(row | {"keypoints": empty, "score": entry.get("score", 1.0)})
     if not rows:
@@ -62,19 +70,21 @@ def estimate(options: EstimateOptions) -> dict:
     stand_in = options.out.with_name(options.out.name + ".boxes.json")
     with whole_file(stand_in) as file:
         file.write(json.dumps(rows).encode())
-    report = refine_rows(
-        refiner,
-        RefineOptions(
-            detections=(str(stand_in),),
-            images=options.images,
-            out=options.out,
-            annotations=options.boxes if annotated else None,
-            boxes=True,
-            rescore=True,
-            category=options.category,
-            batch_size=options.batch_size,
-            threads=options.threads,
-        ),
+    try:
+        return refine_rows(refiner, _as_refinement(options, stand_in, annotated))
+    finally:
+        stand_in.unlink()
+
+
+def _as_refinement(options: EstimateOptions, stand_in: Path, annotated: bool) -> RefineOptions:
+    return RefineOptions(
+        detections=(str(stand_in),),
+        images=options.images,
+        out=options.out,
+        annotations=options.boxes if annotated else None,
+        boxes=True,
+        rescore=True,
+        category=options.category,
+        batch_size=options.batch_size,
+        threads=options.threads,
     )
-    stand_in.unlink()
-    return report

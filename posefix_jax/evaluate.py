@@ -134,6 +134,7 @@ def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
                 "area": person.area,
                 "head_size": person.head_size,
                 "ignored": ignored,
+                "crowd": person.crowd,
             }
             for group, ignored in ((annotations.people, False), (annotations.ignored, True))
             for person in group

@@ -235,7 +235,7 @@ def make_train_step(
         logits = network.apply(variables, poses.crop, poses.input.crop_xy, poses.input.present)
         heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
         found_xy = geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
-        use = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 6), inputs.self_share))(keys)[:, None]
+        use = jax.vmap(lambda key: jax.random.bernoulli(jax.random.split(key, 7)[6], inputs.self_share))(keys)[:, None]
         trained = jnp.asarray(spec.trained_joints)
         return SyntheticPose(
             jnp.where(use[..., None], found_xy, poses.input.crop_xy),

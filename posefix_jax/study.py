@@ -148,8 +148,9 @@ def _scores(config: Config, of: Study) -> dict:
     for kind in dict.fromkeys(kind for _, kind in of.inputs.values()):
         folders = list(dict.fromkeys(folder for folder, its in of.inputs.values() if its == kind))
         validator = Validator(folders, spec)
-        if kind not in validator.kinds:
-            raise PosefixError(f"{', '.join(folders)}: no detections stored; prepare with --detections")
+        for folder, manifest in zip(folders, validator.people.manifests, strict=True):
+            if kind == "detected" and not manifest.detections:
+                raise PosefixError(f"{folder}: no detections stored; prepare with --detections")
         found = validator.poses(kind, variables)
         for name, (folder, its) in of.inputs.items():
             if its == kind:

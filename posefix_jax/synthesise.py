@@ -38,6 +38,8 @@ class SynthesiseOptions:
     """of the draws"""
 
     def __post_init__(self):
+        if self.preview.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise PosefixError(f"--preview must end in .png or .jpg, found {self.preview}")
         if min(self.people, self.draws, self.sample) < 1:
             raise PosefixError(
                 f"--people, --draws and --sample must be positive, found {self.people}, {self.draws}, {self.sample}"
@@ -53,6 +55,7 @@ def synthesise(options: SynthesiseOptions) -> str:
     keep_compiled()
     people = People(options.data)
     skeleton = people.skeleton
+    people.check_detections(options.errors)
     synthesize = make_synthesizer(options.errors, options.error_weights, skeleton)
     draw = jax.jit(
         lambda batch, root: jax.vmap(synthesize)(

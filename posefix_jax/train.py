@@ -57,6 +57,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
         join_processes(config.processes, out)
         people = People(config.data.train, config.data.repeats)
         spec = spec_of(config, people)
+        people.check_detections(config.errors)
         synthesize = make_synthesizer(config.errors, config.error_weights, spec.skeleton)
         validator = Validator(config.data.validation, spec) if config.data.validation else None
         stack.enter_context(_alone(out))

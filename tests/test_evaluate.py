@@ -86,6 +86,24 @@ def test_files_that_pycocotools_alone_stumbles_over(files, tmp_path):
     assert 0 < evaluate(options)["after"]["AP"] <= 1
 
 
+def test_a_person_without_labels_takes_one_detection_a_crowd_any_number(files, tmp_path):
+    """As pycocotools has it: of three good detections of an unlabelled person two are wrong."""
+    path, _, after = files
+    content, rows = json.loads(path.read_text()), json.loads(after.read_text())
+    first = content["annotations"][0]
+    doubles = [row for row in rows if row["image_id"] == first["image_id"]][:1] * 3
+    (tmp_path / "d.json").write_text(json.dumps(rows + [row | {"score": 2.0} for row in doubles]))
+    for changes in ({"iscrowd": 0}, {"iscrowd": 1}):
+        first |= {"keypoints": [0] * 51, "num_keypoints": 0, **changes}
+        (tmp_path / "t.json").write_text(json.dumps(content))
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = Coco(str(tmp_path / "t.json"))
+            plain = COCOeval(coco, coco.loadRes(str(tmp_path / "d.json")), "keypoints")
+            plain.evaluate(), plain.accumulate(), plain.summarize()
+        report = evaluate(EvaluateOptions(results=tmp_path / "d.json", annotations=tmp_path / "t.json"))
+        np.testing.assert_allclose([report["after"][name] for name in FIGURES], plain.stats)
+
+
 def test_a_joint_that_is_not_finite_is_wrong_not_perfect(files, tmp_path):
     """As one at (0, 0); pycocotools alone would give the person an OKS of 1."""
     path, before, _ = files

@@ -1,8 +1,6 @@
 """The paper's figure 6 and table 1 in small: forms of input and output, terms of the loss, no input pose, end to end.
 
     posefix train configs/estimator_mnv2_96x64.py
-    posefix estimate lspet/annotations/person_keypoints_val.json --images lspet/images \
-        --checkpoint runs/estimator_mnv2_96x64 --out runs/estimated_val.json
     posefix study configs/studies/ablations.py --out runs/ablations
 
 Every run starts from the same estimator, which never saw a pose, and sees two epochs of athletes. About three minutes a
@@ -43,5 +41,4 @@ def study() -> Study:
         "end to end": replace(base, model=replace(base.model, end_to_end=True)),
     }
     of_errors = function_in_file(Path(__file__).with_name("errors.py"), "study")()
-    estimated = {"LSPET val, the estimator": ("prepared/lspet-val-estimated", "detected")}
-    return Study(configs, {**of_errors.inputs, **estimated}, of_errors.tune)
+    return Study(configs, of_errors.inputs, of_errors.tune)

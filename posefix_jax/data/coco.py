@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,7 +66,7 @@ class Person:
 
     `joints` is [K, 3]: image x, y, visibility (0: not labelled). `box` (x, y, width, height), `area` and `head_size` are
     image pixels; `head_size` is the entry's own, or 0.6 times the diagonal of its `bbox_head` (MPII's and PoseTrack's
-    rule), None where it has neither.
+    rule), None where it has neither. `crowd`: a region of many (`iscrowd`).
     """
 
     annotation_id: int
@@ -75,6 +75,7 @@ class Person:
     box: tuple[float, float, float, float]
     area: float
     head_size: float | None = None
+    crowd: bool = False
 
     @property
     def labelled(self) -> np.ndarray:
@@ -146,7 +147,7 @@ def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotation
         person = _person(entry, row, skeleton, where)
         if entry.get("iscrowd"):
             skipped["crowd"] += 1
-            crowds.append(person)
+            crowds.append(replace(person, crowd=True))
         elif not person.labelled.any():
             skipped["no labelled joint"] += 1
             crowds.append(person)

@@ -73,6 +73,14 @@ class People:
             )
         return index
 
+    def check_detections(self, errors: Sequence[str]) -> None:
+        """Raises PosefixError where the only errors to draw are stored detections, and there are none."""
+        if set(errors) == {"empirical"} and not any(manifest.detections for manifest in self.manifests):
+            raise PosefixError(
+                f"{', '.join(map(str, self.folders))}: no detections stored, of which errors empirical draws; prepare with "
+                "--detections"
+            )
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 

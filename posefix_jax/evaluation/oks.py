@@ -24,14 +24,15 @@ def truth_of(image_ids: Iterable, people: Iterable[Mapping], skeleton: Skeleton)
     """pycocotools' index of true poses.
 
     Args:
-      people: dictionaries of `image_id`, `joints` ([K, 3] image x, y, visibility), `box`, `area`, and `ignored`.
+      people: dictionaries of `image_id`, `joints` ([K, 3] image x, y, visibility), `box`, `area`, `ignored`, and
+        perhaps `crowd`: of those ignored, a crowd takes any number of detections, a person without a labelled joint one.
     """
     annotations = [
         {
             "id": number,  # from 1: pycocotools takes a match with annotation 0 for none
             "image_id": person["image_id"],
             "category_id": 1,
-            "iscrowd": int(person["ignored"]),
+            "iscrowd": int(person.get("crowd", person["ignored"])),
             "area": float(person["area"]),
             "bbox": [float(value) for value in person["box"]],
             "num_keypoints": int((person["joints"][:, 2] > 0).sum()),

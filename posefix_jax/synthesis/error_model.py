@@ -71,7 +71,7 @@ class ErrorModel:
             table = np.asarray(rates, float)
             if table.shape != (4, bins, 2):
                 raise PosefixError(f"{where}: {group} needs rates of shape (4, {bins}, 2), found {table.shape}")
-            if not (table >= 0).all() or not (table.sum(axis=0) <= 1).all():
+            if not (table >= 0).all() or not (table.sum(axis=0) <= 1 + 1e-9).all():
                 raise PosefixError(f"{where}: rates of {group} must be probabilities with a sum of at most 1")
         together = np.asarray(self.together, float)
         if together.shape != (4, 2) or not (together >= 0).all() or not (together.sum(axis=1) < 1).all():
@@ -104,7 +104,7 @@ class ErrorModel:
             drawn = np.asarray(row, np.float32)
             full = np.zeros((*drawn.shape[1:], 5), np.float32)
             full[..., 1:] = np.moveaxis(drawn, 0, -1)
-            full[..., ErrorKind.GOOD] = 1 - full.sum(-1)
+            full[..., ErrorKind.GOOD] = np.maximum(1 - full.sum(-1), 0)
             tables.append(full)
         return np.stack(tables)
 

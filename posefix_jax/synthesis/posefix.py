@@ -66,7 +66,7 @@ def synthesize_pose(
     num_sources = 2 + 2 * num_others
     twin = skeleton.flip_index
     uniform_key, candidate_key = jax.random.split(key)
-    together_key = jax.random.fold_in(key, 0)
+    together_key = jax.random.split(key, 3)[2]  # the first two of three are those above
     uniform = jax.random.uniform(uniform_key, (4, skeleton.num_joints))
 
     # Sources [S, K]: itself, own twin, the same joint of the others, the twin of the others.
@@ -198,14 +198,15 @@ def _draw_together(key, rates: Float[Array, "K kinds"], twin: np.ndarray, errors
     with a part that the person's joints share, a part that twins share, and one of its own. The probabilities hold
     exactly, whatever the correlation.
     """
-    draws = jax.random.normal(key, (len(_ORDER), 2, len(twin)))
+    joints_key, person_key = jax.random.split(key)
+    draws = jax.random.normal(joints_key, (len(_ORDER), 2, len(twin)))
+    persons = jax.random.normal(person_key, (len(_ORDER),))
     pair = np.minimum(np.arange(len(twin)), twin)
     left = rates.sum(axis=-1)
     kind = jnp.full(len(twin), int(ErrorKind.GOOD))
     undecided = jnp.ones(len(twin), bool)
-    for each, (own, shared) in zip(_ORDER, draws, strict=True):
+    for each, person, (own, shared) in zip(_ORDER, persons, draws, strict=True):
         all_joints, twins = errors.together[each - 1]
-        person = jax.random.normal(jax.random.fold_in(key, int(each)))
         alone = 1 - all_joints - twins
         behind = all_joints**0.5 * person + twins**0.5 * shared[pair] + alone**0.5 * own
         probability = rates[:, each] / jnp.maximum(left, 1e-9)
