@@ -31,6 +31,7 @@ from posefix_jax.evaluation.scores import Scores, bootstrap_difference
 from posefix_jax.report.error_page import error_page
 from posefix_jax.report.pictures import WHITE, draw_pose, side_by_side
 from posefix_jax.report.progress import Progress
+from posefix_jax.skeleton import load_skeleton
 from posefix_jax.types import PosefixError
 
 SHOWN_POINTS = 800
@@ -56,6 +57,8 @@ class AnalyseOptions:
     """results file to compare with, typically the one that was refined"""
     images: str | None = None
     """the photographs (folder, archive, URL), to show the best and worst cases in the page"""
+    skeleton: str | None = None
+    """as `posefix evaluate --skeleton`"""
     pictures: int = 6
     """best and worst cases to show, so many of each"""
     samples: int = 1000
@@ -86,7 +89,7 @@ def analyse(options: AnalyseOptions) -> dict:
     """
     if options.out.exists() and not options.out.is_dir():
         raise PosefixError(f"{options.out}: a file; --out is a folder to write")
-    annotations = read_annotations(options.annotations)
+    annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
     files = {**({"before": options.against} if options.against else {}), "after": options.results}
     matches = {side: _matched(path, annotations) for side, path in files.items()}
     images = Images(options.images, annotations.file_names or None) if options.images else None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,13 @@ class EstimateOptions:
     images: str
     """where the photographs are: a folder, a .zip, .tar shards, a video, or a URL"""
     out: Path
-    """COCO keypoint results file to write: a row a box, in order; its score is the box's times the expected KS"""
+    """COCO keypoint results file to write: a row a box, in order; its score is the box's times the expected KS, 0 where
+    there is no photograph or no area"""
     checkpoint: Path | None = None
     """a training run or checkpoint; the shipped refiner by default"""
+    annotations: Path | None = None
+    """COCO file whose images give the file name of each image_id; by default the boxes' own, or the id is looked for in
+    file names"""
     flip: bool = True
     """also run the mirrored crop and average"""
     category: int = 1
@@ -36,6 +41,8 @@ class EstimateOptions:
 
 def estimate(options: EstimateOptions) -> dict:
     """Runs the job as a refinement of poses without a joint; returns the same report. Interrupted, it goes on likewise.
+
+    The rows of the report are those of OUT.
 
     Raises:
       PosefixError: bad input.
@@ -52,11 +59,12 @@ def estimate(options: EstimateOptions) -> dict:
             f"{options.boxes}: expected a list of boxes (image_id, bbox, score), or a COCO annotation file with people"
         )
     empty = [0] * (3 * refiner.spec.skeleton.num_joints)
-    rows = []
+    rows, left_out = [], 0
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list) or "image_id" not in entry:
             raise PosefixError(f"{options.boxes}: row {number} has no image_id and bbox")
         if entry.get("category_id", options.category) != options.category or entry.get("iscrowd"):
+            left_out += 1
             continue
         values = [*entry["bbox"], entry.get("score", 1.0)]
         if len(values) != 5 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
@@ -67,21 +75,28 @@ def estimate(options: EstimateOptions) -> dict:
         rows.append(row | {"keypoints": empty, "score": entry.get("score", 1.0)})
     if not rows:
         raise PosefixError(f"{options.boxes}: no box of category {options.category}")
+    if left_out:
+        print(f"leaves out {left_out} boxes of crowds or of categories other than {options.category}", file=sys.stderr)
+    placed = refiner.spec.trained_joints
+    if not all(placed):
+        absent = [joint for joint, has in zip(refiner.spec.skeleton.joints, placed, strict=True) if not has]
+        print(f"the refiner never learned to place {', '.join(absent)}: they stay absent", file=sys.stderr)
     stand_in = options.out.with_name(options.out.name + ".boxes.json")
     with whole_file(stand_in) as file:
         file.write(json.dumps(rows).encode())
     try:
-        return refine_rows(refiner, _as_refinement(options, stand_in, annotated))
+        names = options.annotations or (options.boxes if annotated else None)
+        return refine_rows(refiner, _as_refinement(options, stand_in, names))
     finally:
         stand_in.unlink()
 
 
-def _as_refinement(options: EstimateOptions, stand_in: Path, annotated: bool) -> RefineOptions:
+def _as_refinement(options: EstimateOptions, stand_in: Path, names: Path | None) -> RefineOptions:
     return RefineOptions(
         detections=(str(stand_in),),
         images=options.images,
         out=options.out,
-        annotations=options.boxes if annotated else None,
+        annotations=names,
         boxes=True,
         rescore=True,
         category=options.category,

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from posefix_jax.data.coco import joints_of, read_annotations, read_results, write_json
+from posefix_jax.data.coco import finite_joints, joints_of, read_annotations, read_results, write_json
 from posefix_jax.evaluation.crowdpose import crowdpose_scores
 from posefix_jax.evaluation.oks import oks_scores
 from posefix_jax.evaluation.pckh import pckh_scores
@@ -44,9 +42,9 @@ class EvaluateOptions:
     metric: Literal["auto", "oks", "posetrack", "pckh", "crowdpose"] = "auto"
     """oks: COCO's AP; posetrack: AP a joint by head size; pckh: MPII's; crowdpose: AP by crowding; auto: by the
     annotations' joints"""
-    skeleton: str = ""
+    skeleton: str | None = None
     """what is known of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by the annotations' joint names
-    if empty"""
+    by default"""
     against: Path | None = None
     """results to compare with, typically those that were refined"""
     samples: int = 1000
@@ -73,7 +71,7 @@ def evaluate(options: EvaluateOptions) -> dict:
     Raises:
       PosefixError: a file is not what it should be, or speaks of photographs that the annotations lack.
     """
-    truth = _truth(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
+    truth = _truth(options.annotations, options.skeleton and load_skeleton(options.skeleton))
     metric = options.metric
     if metric == "auto":
         metric = _OF_SKELETON.get(truth.skeleton.name, "oks")
@@ -168,9 +166,7 @@ def _checked_rows(path: Path, truth: Truth, metric: str, annotations: Path) -> I
                 f"{where} has annotation_id {named!r}, which is nobody in image {row['image_id']!r} of {annotations}; "
                 "name the person by the annotation's id, or leave it out"
             )
-        joints = joints_of(row, truth.skeleton.num_joints, where)
-        # pycocotools would take one that is not finite for a perfect one.
-        joints[~np.isfinite(joints).all(axis=1)] = 0
+        joints = finite_joints(joints_of(row, truth.skeleton.num_joints, where))
         yield {**row, "keypoints": joints.reshape(-1).tolist()}
 
 

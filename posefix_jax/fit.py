@@ -9,15 +9,14 @@ from jax.scipy.special import ndtr, ndtri
 
 from posefix_jax.data.coco import read_annotations, read_results, whole_file
 from posefix_jax.evaluation.errors import Matched, match_people
-from posefix_jax.evaluation.intervals import wilson
-from posefix_jax.skeleton import Skeleton
+from posefix_jax.evaluation.intervals import clustered
+from posefix_jax.skeleton import Skeleton, load_skeleton
 from posefix_jax.synthesis import PAPER, ErrorModel
-from posefix_jax.synthesis.error_model import DRAWN
+from posefix_jax.synthesis.error_model import DRAW_ORDER, DRAWN
 from posefix_jax.types import KINDS, ErrorKind, PosefixError
 
 QUANTILES = 17
 """of the lengths of the offsets in each ring"""
-_ORDER = (ErrorKind.INVERSION, ErrorKind.SWAP, ErrorKind.MISS, ErrorKind.JITTER)
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class FitOptions:
     """COCO keypoint annotation file of the same photographs; use training photographs, not those you will report on"""
     out: Path
     """error model to write (.json)"""
+    skeleton: str | None = None
+    """as `posefix evaluate --skeleton`"""
     together: bool = True
     """also fit how errors come together within a person; else joints err by themselves, as in the paper"""
     offsets: bool = False
@@ -50,7 +51,7 @@ def fit(options: FitOptions) -> str:
     Raises:
       PosefixError: a file is not what it should be, or nobody in it matches a true person.
     """
-    annotations = read_annotations(options.annotations)
+    annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
     parts = []
     for path in options.detections:
         rows = read_results(path, annotations.skeleton)
@@ -79,15 +80,14 @@ def fit_error_model(
     crowding and radii are the paper's, but the outer end of the misses: nine in ten lie within it.
 
     Returns:
-      The model; and per group: counts of good, jitter, inversion, swap, miss in each bin, their 95 % intervals (Wilson)
+      The model; and per group: counts of good, jitter, inversion, swap, miss in each bin, their 95 % intervals
       over all people, and notes on what was taken from elsewhere.
     """
     kind = np.concatenate([part.kind for part in parts])
     count = np.concatenate([part.count for part in parts])
     overlap = np.concatenate([part.overlap for part in parts])
     groups = np.array(skeleton.groups)
-    bins = (count[:, None] > np.array(PAPER.count_bins)).sum(axis=1)
-    crowded = np.any([(count <= n) & (overlap >= o) for n, o in PAPER.crowded], axis=0).astype(int)
+    bins, crowded = PAPER.bin_of(count, overlap)
     paper = dict(PAPER.rates)
     notes, rates, evidence = [], [], {}
     for group in dict.fromkeys(skeleton.groups):
@@ -109,7 +109,8 @@ def fit_error_model(
                 where = f"labelled joints {_bin_name(place[0])}, {'crowded' if place[1] else 'alone'}"
                 notes.append(f"{group}, {where}: {counts[place].sum()} joints: the group's rates over all people")
         rates.append((group, tuple(tuple(tuple(float(p) for p in pair) for pair in row) for row in _rounded(table))))
-        low, high = wilson(total, total.sum())
+        of_person = (of_group[..., None] == np.arange(5)).sum(axis=1)
+        low, high = clustered(of_person, of_person.sum(axis=1, keepdims=True))
         evidence[group] = {
             "counts": counts.tolist(),
             "interval": {kind.name.lower(): [low[kind], high[kind]] for kind in KINDS},
@@ -125,7 +126,7 @@ def fit_error_model(
     if offsets:
         model = replace(model, lengths=_lengths(kind, distances, skeleton, model, least, notes))
     if together:
-        model = replace(model, together=_together(kind, skeleton, least, notes))
+        model = replace(model, together=_together(kind, (bins, crowded), skeleton, model, least, notes))
     return model, {"people": len(kind), "groups": evidence, "notes": notes}
 
 
@@ -188,12 +189,15 @@ def _lengths(kind, distances, skeleton: Skeleton, model: ErrorModel, least: int,
     return tuple(rows)
 
 
-def _together(kind, skeleton: Skeleton, least: int, notes: list[str]) -> tuple[tuple[float, float], ...]:
+def _together(kind, places, skeleton: Skeleton, model: ErrorModel, least: int, notes: list[str]):
     """Per kind the correlation of two joints of a person, and what twins have besides.
 
     Each is the correlation of two normal variables at which as many pairs of joints have the kind together as were
-    counted. As in the synthesiser a kind is looked at among the joints that have none of those before it in its order.
+    counted, beyond what the rates of the person's bin (`places`) explain. As in the synthesiser a kind is looked at
+    among the joints that have none of those before it in its order.
     """
+    table = model.table(skeleton)
+    left = table.sum(axis=-1)
     joints = range(skeleton.num_joints)
     pairs = {"other": [], "twin": []}
     for a in joints:
@@ -201,8 +205,10 @@ def _together(kind, skeleton: Skeleton, least: int, notes: list[str]) -> tuple[t
             pairs["twin" if skeleton.flip_index[a] == b else "other"].append((a, b))
     open_to = kind != ErrorKind.ABSENT
     found = {}
-    for each in _ORDER:
+    for each in DRAW_ORDER:
         has = kind == each
+        share = table[..., each] / np.maximum(left, 1e-9)
+        left = left - table[..., each]
         correlation = {}
         for which, of in pairs.items():
             if not of or has.sum() < least:
@@ -210,9 +216,10 @@ def _together(kind, skeleton: Skeleton, least: int, notes: list[str]) -> tuple[t
                 continue
             a, b = np.array(of).T
             both_open = open_to[:, a] & open_to[:, b]
-            together = int((has[:, a] & has[:, b] & both_open).sum())
-            share = (has & open_to).sum(axis=0) / np.maximum(open_to.sum(axis=0), 1)
-            correlation[which] = _correlation(share[a], share[b], both_open.sum(axis=0), together)
+            counted = np.zeros((len(of), *table.shape[1:3]), int)
+            np.add.at(counted, (slice(None), *places), both_open.T)
+            expected = [values.reshape(-1) for values in (share[a], share[b], counted)]
+            correlation[which] = _correlation(*expected, int((has[:, a] & has[:, b]).sum()))
         if has.sum() < least:
             notes.append(f"{each.name.lower()}: {has.sum()} joints, fewer than {least}: joints have it independently")
         person = min(correlation["other"], 0.9)

@@ -62,7 +62,8 @@ class RefineOptions:
     min_score: float = 0.0
     """joints with a score up to this count as left out"""
     rescore: bool = False
-    """multiply the score of a refined row by the mean expected KS of its joints, which ranks good poses first"""
+    """multiply the score of a refined row by the mean expected KS of its joints, which ranks good poses first; a row that
+    has no joint in the end scores 0"""
     oks_nms: float = 0.0
     """leave out refined rows whose OKS with a better-scored one of their photograph is above this (released code: 0.9);
     0 keeps every row"""
@@ -229,6 +230,8 @@ class _Run:
             place = f"{self.job.documents[0].path}: row {part.first_row + row}"
             raise PosefixError(f"{place} cannot be refined: {reason} (--strict)")
         part.reasons[row] = reason
+        if self.options.rescore and not (part.poses[row].joints[:, 2] > 0).any():
+            part.scores[row] = 0.0
 
     def _refine_parts(self, store: Parts, index: int, shards: int, progress: Progress) -> int:
         """Refines and writes this process's parts that are not there yet; returns how many rows they have."""

@@ -13,6 +13,7 @@ from posefix_jax import geometry, heatmaps, losses
 from posefix_jax.augment import AugmentConfig, random_colour, random_crop_affine, random_erase, warp
 from posefix_jax.models import STRIDE, RefinerSpec
 from posefix_jax.synthesis import Person, Synthesizer, SyntheticPose
+from posefix_jax.taxonomy import similarity
 from posefix_jax.types import ErrorKind, PosefixError
 
 Network = Callable[..., Array]
@@ -183,12 +184,6 @@ def _withhold(key, pose: SyntheticPose, inputs: InputConfig) -> SyntheticPose:
     return pose._replace(present=present)
 
 
-def ks(distance_squared, area, skeleton):
-    """Keypoint similarity exp(-d^2 / (2 area (2 sigma)^2)) of [..., K] squared distances (COCO's OKS)."""
-    sigmas = jnp.asarray(skeleton.sigmas)
-    return jnp.exp(-distance_squared / (8 * sigmas**2 * jnp.maximum(area, 1e-6)[..., None]))
-
-
 def _mean(values, valid):
     return jnp.where(valid, values, 0.0).sum() / jnp.maximum(valid.sum(dtype=jnp.float32), 1.0)
 
@@ -297,7 +292,7 @@ def make_update_step(
         crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
 
         def mean_ks(xy, among):
-            return _mean(ks(((xy - poses.crop_xy) ** 2).sum(-1), poses.area, spec.skeleton), among)
+            return _mean(similarity(((xy - poses.crop_xy) ** 2).sum(-1), poses.area, spec.skeleton, jnp), among)
 
         metrics = {
             "loss": total,

@@ -16,12 +16,13 @@ import numpy as np
 from posefix_jax.checkpoints import load_refiner
 from posefix_jax.config import Config
 from posefix_jax.data.coco import read_json, whole_file, write_json
+from posefix_jax.data.pipeline import People
 from posefix_jax.models import DecodeConfig
 from posefix_jax.report.plots import bars
 from posefix_jax.report.progress import format_seconds
 from posefix_jax.sharding import keep_compiled
 from posefix_jax.ship import KEEP_MARGINS
-from posefix_jax.train import errors_read, train
+from posefix_jax.train import errors_read, made_of, train
 from posefix_jax.types import PosefixError, function_in_file
 from posefix_jax.validate import Validator, keep_unpromising
 
@@ -98,6 +99,7 @@ def study(options: StudyOptions) -> bool:
     # Seed by seed: what is there early compares all configs.
     runs = [(seed, name) for seed, name in itertools.product(options.seeds, of.configs)]
     wanted = [run for run in runs if not options.only or run[1] in options.only]
+    _check(of, options)
     begun, trained = time.monotonic(), 0
     for number, (seed, name) in enumerate(wanted):
         if _done(of, options, seed, name):
@@ -118,13 +120,44 @@ def study(options: StudyOptions) -> bool:
     return True
 
 
+def _check(of: Study, options: StudyOptions) -> None:
+    """What would stop a run is known before the first begins."""
+    for name, config in of.configs.items():
+        if options.only and name not in options.only:
+            continue
+        try:
+            _, spec, _ = made_of(config)
+            if config.init and not Path(config.init).exists():
+                raise PosefixError(f"init {config.init} is not there; train it first")
+        except PosefixError as error:
+            raise PosefixError(f"{options.study}: config {name!r}: {error}") from error
+        for folder, kind in dict.fromkeys(of.inputs.values()):
+            people = People([folder])
+            if people.skeleton.joints != spec.skeleton.joints:
+                raise PosefixError(
+                    f"{folder}: people of skeleton {people.skeleton.name}, those of config {name!r} are of "
+                    f"{spec.skeleton.name}"
+                )
+            if kind == "detected" and not people.manifests[0].detections:
+                raise PosefixError(f"{folder}: no detections stored; prepare with --detections")
+
+
 def _config(of: Study, options: StudyOptions, seed: int, name: str) -> Config:
     return replace(of.configs[name], out=str(options.out / name / f"seed-{seed}"), seed=seed)
 
 
 def _settled(of: Study, config: Config) -> str:
     """What a run's scores depend on; they count only for that."""
-    return hashlib.sha256(repr((config, errors_read(config), sorted(of.inputs.items()), of.tune)).encode()).hexdigest()
+    read = (*config.data.train, *(folder for folder, _ in of.inputs.values()), *([config.init] if config.init else []))
+    files = [_files_in(Path(path)) for path in dict.fromkeys(read)]
+    content = (replace(config, out=""), errors_read(config), files, sorted(of.inputs.items()), of.tune)
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def _files_in(path: Path) -> list[tuple[str, int]]:
+    """Names and sizes: what was made anew shows."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(str(file.relative_to(path)), file.stat().st_size) for file in files if file.is_file()]
 
 
 def _done(of: Study, options: StudyOptions, seed: int, name: str) -> dict | None:
@@ -148,9 +181,6 @@ def _scores(config: Config, of: Study) -> dict:
     for kind in dict.fromkeys(kind for _, kind in of.inputs.values()):
         folders = list(dict.fromkeys(folder for folder, its in of.inputs.values() if its == kind))
         validator = Validator(folders, spec)
-        for folder, manifest in zip(folders, validator.people.manifests, strict=True):
-            if kind == "detected" and not manifest.detections:
-                raise PosefixError(f"{folder}: no detections stored; prepare with --detections")
         found = validator.poses(kind, variables)
         for name, (folder, its) in of.inputs.items():
             if its == kind:

@@ -1,5 +1,7 @@
 """`posefix synthesise`: spoiled poses of prepared people, as a picture and as frequencies."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,25 +66,29 @@ def synthesise(options: SynthesiseOptions) -> str:
         )
     )
     root = jax.random.key(options.seed)
-    first, rows, found = None, [], []
-    passes = -(-options.sample // len(people))
-    for again in range(passes):
-        for arrays in evaluation_batches(people, batch_size=64):
-            batch = Batch(**arrays)._replace(epoch=np.full_like(arrays["epoch"], again))
-            first = batch if first is None else first
-            pose = jax.tree.map(np.asarray, draw(batch, root))
-            found.append((pose.kind, batch.labelled, batch.overlap, batch.weight > 0))
-            if 64 * len(found) >= options.sample:
-                break
-    for i in range(min(options.people, len(people), len(first.patch))):
-        few = jax.tree.map(lambda array, i=i: np.repeat(array[i : i + 1], options.draws, axis=0), first)
-        few = few._replace(epoch=np.arange(options.draws, dtype=np.int32))
-        poses = jax.tree.map(np.asarray, draw(few, root))
-        rows.append(_row(first.patch[i], first.patch_xy[i], first.labelled[i], poses, skeleton))
+    rows, found = [], []
+    for batch in _passes(people):
+        pose = jax.tree.map(np.asarray, draw(batch, root))
+        real = batch.weight > 0
+        found.append((pose.kind[real], batch.labelled[real], batch.overlap[real]))
+        for i in np.flatnonzero(real)[: min(options.people, len(people)) - len(rows)]:
+            few = jax.tree.map(lambda array, i=i: np.repeat(array[i : i + 1], options.draws, axis=0), batch)
+            few = few._replace(epoch=np.arange(options.draws, dtype=np.int32))
+            poses = jax.tree.map(np.asarray, draw(few, root))
+            rows.append(_row(batch.patch[i], batch.patch_xy[i], batch.labelled[i], poses, skeleton))
+        if len(rows) == min(options.people, len(people)) and sum(len(kind) for kind, *_ in found) >= options.sample:
+            break
     write_picture(options.preview, sheet([kind_legend(), *rows]))
-    kind, labelled, overlap, real = (np.concatenate(part) for part in zip(*found, strict=True))
-    table = _table(kind[real], labelled[real], overlap[real], skeleton, options)
+    kind, labelled, overlap = (np.concatenate(part)[: options.sample] for part in zip(*found, strict=True))
+    table = _table(kind, labelled, overlap, skeleton, options)
     return f"{table}\n{options.preview}"
+
+
+def _passes(people: People) -> Iterator[Batch]:
+    """Everybody, again and again, each time with other draws."""
+    for again in itertools.count():
+        for arrays in evaluation_batches(people, batch_size=64):
+            yield Batch(**arrays)._replace(epoch=np.full_like(arrays["epoch"], again))
 
 
 def _row(patch, patch_xy, labelled, poses, skeleton: Skeleton) -> np.ndarray:
@@ -142,7 +148,5 @@ def _intended(labelled, overlap, skeleton: Skeleton, options: SynthesiseOptions)
     count = labelled.sum(axis=1)
     total = 0.0
     for model, weight in zip(models, weights / weights.sum(), strict=True):
-        bins = (count[:, None] > np.array(model.count_bins)).sum(axis=1)
-        crowded = np.any([(count <= n) & (overlap >= o) for n, o in model.crowded], axis=0).astype(int)
-        total = total + weight * model.table(skeleton)[:, bins, crowded].transpose(1, 0, 2)
+        total = total + weight * model.table(skeleton)[:, *model.bin_of(count, overlap)].transpose(1, 0, 2)
     return total

@@ -1,4 +1,4 @@
-"""Which error a joint of a pose has: good, jitter, inversion, swap or miss. Ronchi & Perona, ICCV 2017."""
+"""How near a joint is to a true one, and which error it has. Ronchi & Perona, ICCV 2017."""
 
 import numpy as np
 
@@ -7,6 +7,18 @@ from posefix_jax.types import ErrorKind
 
 GOOD_KS, JITTER_KS = 0.85, 0.50
 """KS at which good ends, and at which jitter, inversion and swap end (Ronchi & Perona; the paper, section 4)."""
+
+
+def similarity(distance_squared, area, skeleton: Skeleton, xp=np):
+    """Keypoint similarity KS = exp(-d^2 / (2 area (2 sigma)^2)), the term of COCO's OKS.
+
+    Args:
+      distance_squared: [..., K], pixels squared.
+      area: [...] the true person's, in the same pixels squared; below 1e-6 it counts as that.
+      skeleton: static.
+      xp: numpy, or jax.numpy on the device.
+    """
+    return xp.exp(-distance_squared / (8 * np.square(skeleton.sigmas) * xp.maximum(area, 1e-6)[..., None]))
 
 
 def classify_joints(
@@ -47,21 +59,17 @@ def classify_joints(
     """
     twin, has_twin = skeleton.flip_index, skeleton.has_twin
 
-    def similarity(to_xy, known, of_area):
+    def similar(to_xy, known, of_area):
         """KS, and below every KS where there is nothing to be similar to."""
-        distance = ((xy_of(to_xy) - to_xy) ** 2).sum(axis=-1)
-        scale = 8 * np.square(skeleton.sigmas).astype(np.float32) * xp.maximum(of_area, 1e-6)[..., None]
-        return xp.where(known, xp.exp(-distance / scale), -1.0)
+        from_xy = xy if to_xy.ndim == xy.ndim else xy[..., None, :, :]
+        return xp.where(known, similarity(((from_xy - to_xy) ** 2).sum(axis=-1), of_area, skeleton, xp), -1.0)
 
-    def xy_of(to_xy):
-        return xy if to_xy.ndim == xy.ndim else xy[..., None, :, :]
-
-    itself = similarity(true_xy, labelled, area)
-    own_twin = similarity(true_xy[..., twin, :], labelled[..., twin] & has_twin, area)
+    itself = similar(true_xy, labelled, area)
+    own_twin = similar(true_xy[..., twin, :], labelled[..., twin] & has_twin, area)
     foreign = xp.full_like(itself, -1.0)
     if others_xy.shape[-3]:
-        same = similarity(others_xy, others_labelled, others_area)
-        twins = similarity(others_xy[..., twin, :], others_labelled[..., twin] & has_twin, others_area)
+        same = similar(others_xy, others_labelled, others_area)
+        twins = similar(others_xy[..., twin, :], others_labelled[..., twin] & has_twin, others_area)
         foreign = xp.maximum(same, twins).max(axis=-2)
     elsewhere = xp.maximum(own_twin, foreign)
     own = xp.where(itself >= good_ks, int(ErrorKind.GOOD), int(ErrorKind.JITTER))

@@ -27,7 +27,7 @@ from posefix_jax.monitor import Monitor, NotFinite
 from posefix_jax.optimizer import learning_rate, make_optimizer
 from posefix_jax.sharding import data_mesh, join_processes, replicated, split
 from posefix_jax.step import TrainState, make_train_step
-from posefix_jax.synthesis import make_synthesizer
+from posefix_jax.synthesis import Synthesizer, make_synthesizer
 from posefix_jax.types import PosefixError
 from posefix_jax.validate import Validator
 from posefix_jax.weights import with_backbone
@@ -55,10 +55,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(_Interrupt(config))
         join_processes(config.processes, out)
-        people = People(config.data.train, config.data.repeats)
-        spec = spec_of(config, people)
-        people.check_detections(config.errors)
-        synthesize = make_synthesizer(config.errors, config.error_weights, spec.skeleton)
+        people, spec, synthesize = made_of(config)
         validator = Validator(config.data.validation, spec) if config.data.validation else None
         stack.enter_context(_alone(out))
         _settle_config(config, out, people.places, started=has_checkpoint(out))
@@ -166,6 +163,14 @@ def _save_not_finite(config: Config, feed: Feed, checkpointer: Checkpointer, sta
         f"{path}, the state before it is saved: the same command meets it again at once, --skip-nonfinite {allowed + 1} "
         "goes past it; or lower optimizer.learning_rate in a new run"
     )
+
+
+def made_of(config: Config) -> tuple[People, RefinerSpec, Synthesizer]:
+    """The people that a run learns from, its refiner, and what spoils the poses. Raises PosefixError where they do not fit."""
+    people = People(config.data.train, config.data.repeats)
+    spec = spec_of(config, people)
+    people.check_detections(config.errors)
+    return people, spec, make_synthesizer(config.errors, config.error_weights, spec.skeleton)
 
 
 def spec_of(config: Config, people: People) -> RefinerSpec:

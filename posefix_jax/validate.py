@@ -109,7 +109,8 @@ class Validator:
     def score(self, poses: Poses, folder: int | None = None) -> dict[str, int | float]:
         """Mean KS of the labelled joints and AP, before and after; an absent input joint has KS 0.
 
-        Of the people of all folders, or of one. KS is of those who have an input pose; who has none costs AP.
+        Of the people of all folders, or of one. KS is of those who have an input pose (0 if nobody has one); who has none
+        costs AP.
         """
         among = self.labelled.any(axis=1)
         if folder is not None:
@@ -124,8 +125,8 @@ class Validator:
         ]
         return {
             "people": int(given.sum()),
-            "ks_input": float(np.where(poses.present, ks[0], 0)[scored].mean()),
-            "ks_refined": float(ks[1][scored].mean()),
+            "ks_input": float(np.where(poses.present, ks[0], 0)[scored].sum() / max(scored.sum(), 1)),
+            "ks_refined": float(ks[1][scored].sum() / max(scored.sum(), 1)),
             "ap_input": self._ap(truth, poses.input_xy, given & among),
             "ap_refined": self._ap(truth, poses.refined_xy, given & among),
         }

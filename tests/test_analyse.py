@@ -13,7 +13,7 @@ from test_errors import TRUE, scene
 from posefix_jax.cli import main
 from posefix_jax.data.coco import read_annotations, read_results
 from posefix_jax.evaluation.errors import match_people, poses_of
-from posefix_jax.evaluation.intervals import wilson
+from posefix_jax.evaluation.intervals import clustered, wilson
 from posefix_jax.evaluation.oks import keypoint_scores, truth_of
 from posefix_jax.evaluation.profile import calibration, corrections, plain_rows, shares, together, transitions
 from posefix_jax.skeleton import COCO
@@ -56,6 +56,20 @@ def test_shares_and_what_comes_together():
     assert table.sum() == labelled.sum() and (table == np.diag(np.diag(table))).all()
     # Newcombe 1998, table I: 81 of 263 is 0.2553 to 0.3662; 0 of 20 is 0 to 0.1611.
     np.testing.assert_allclose(wilson([81, 0], [263, 20]), [[0.2553, 0], [0.3662, 0.1611]], atol=5e-5)
+
+
+def test_intervals_are_wider_where_errors_come_together():
+    """95 of 100 draws of people have the true share in their interval, whether a person's joints err together or not."""
+    rng = np.random.default_rng(0)
+    inside = []
+    for all_joints in (False, True):
+        draws = rng.random((400, 200, 1 if all_joints else 12)) < 0.1
+        count = np.broadcast_to(draws, (400, 200, 12)).sum(axis=2)
+        low, high = clustered(count.T, np.full_like(count.T, 12))
+        inside.append(np.mean((low <= 0.1) & (0.1 <= high)))
+    assert all(0.92 < share < 0.98 for share in inside), inside
+    ones = (np.arange(50) < 8)[:, None]
+    np.testing.assert_allclose(clustered(ones, np.ones_like(ones)), wilson([8], [50]), rtol=0.02)
 
 
 def test_calibration():

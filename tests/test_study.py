@@ -8,6 +8,7 @@ import pytest
 
 from posefix_jax.cli import main
 from posefix_jax.config import Config
+from posefix_jax.data.pipeline import People
 from posefix_jax.study import Study, table_of
 from posefix_jax.types import PosefixError
 
@@ -87,6 +88,15 @@ def test_estimate(folder, people, capsys):
             and (joints[found, :2] < [x + 2 * w, y + 2 * h]).all()
         )
     capsys.readouterr()
+    first = content[0]
+    content = [first, first | {"category_id": 2}, first | {"bbox": [5, 5, 0, 0]}, first | {"image_id": 12345}]
+    (folder / "some.json").write_text(json.dumps(content))
+    assert (
+        main(["estimate", str(folder / "some.json"), "--checkpoint", str(folder / "out/ones/seed-1"), *arguments]) == 0
+    )
+    said = capsys.readouterr()
+    assert "leaves out 1 boxes" in said.err and "no usable bbox" in said.out and "photograph missing" in said.out
+    assert [row["score"] > 0 for row in json.loads(out.read_text())] == [True, False, False]
     (folder / "none.json").write_text("[]")
     assert main(["estimate", str(folder / "none.json"), "--images", str(images), "--out", str(folder / "x.json")]) == 2
     assert "expected a list of boxes" in capsys.readouterr().err
@@ -97,6 +107,9 @@ def test_synthesise(folder, prepared, capsys):
     errors = ["--errors", "scalar", "none", "--error-weights", "3", "1"]
     assert main(["synthesise", "--data", str(prepared), *errors, "--preview", str(preview), "--sample", "40"]) == 0
     shown = capsys.readouterr().out
+    people = People((str(prepared),))
+    labelled = [int((people[i].joints[:, 2] > 0).sum()) for i in range(len(people))]
+    assert f"all {sum(labelled[i % len(people)] for i in range(40)):14d}" in shown
     assert "miss" in shown and "four or more" in shown
     picture = cv2.imread(str(preview))
     assert picture.shape[1] == 5 * 240 + 4 * 6 and picture.std() > 20
@@ -122,12 +135,15 @@ def test_mistakes(folder, capsys):
         Study({}, {})
     with pytest.raises(PosefixError, match="expected synthetic or detected"):
         Study({"a": Config()}, {"x": ("data", "drawn")})
+    (folder / "lost.py").write_text((folder / "study.py").read_text().replace('"gaussian"', '"gausian"'))
     (folder / "wrong.py").write_text("def study():\n    return 3\n")
     for arguments, message in (
         ([folder / "wrong.py"], "expected study() to return"),
         ([folder / "none.py"], "no such file"),
         ([folder / "study.py", "--only", "third"], "not among paper, ones"),
+        ([folder / "lost.py"], "config 'ones': unknown synthesiser 'gausian'"),
         ([folder / "study.py", "--seeds", "1", "1"], "different numbers"),
     ):
         assert main(["study", *map(str, arguments), "--out", str(folder / "o")]) == 2
         assert message in capsys.readouterr().err
+    assert not (folder / "o").exists()

@@ -222,11 +222,15 @@ def test_a_file_of_ones_own(tmp_path):
     model = tmp_path / "model.json"
     model.write_text(TOGETHER.to_json(evidence={"counts": 3}))
     assert read_error_model(model) == TOGETHER
+    (tmp_path / "pair.py").write_text("def synthesizer(skeleton):\n    return lambda key, person: (person.xy, 0)\n")
+    (tmp_path / "typo.py").write_text("def synthesizer(skeleton):\n    return lambda key, person: person.joints\n")
     for names, weights, message in (
         (("posefxi",), (), "did you mean 'posefix'"),
         (("posefix",), (0.5, 0.5), "one positive weight each"),
         ((str(tmp_path / "none.py"),), (), "no such file"),
         ((str(tmp_path / "none.json"),), (), "No such file"),
+        ((str(tmp_path / "pair.py"),), (), "must return a SyntheticPose of crop_xy float32"),
+        ((str(tmp_path / "typo.py"),), (), "does not trace: AttributeError"),
     ):
         with pytest.raises(PosefixError, match=message):
             make_synthesizer(names, weights, COCO)

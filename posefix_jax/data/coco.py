@@ -244,6 +244,14 @@ def joints_of(entry: dict, num_joints: int, where: str) -> np.ndarray:
         raise PosefixError(f"{where}: a keypoint value is no number") from error
 
 
+def finite_joints(joints: np.ndarray) -> np.ndarray:
+    """[..., 3] joints; one with a value that is not finite becomes (0, 0, 0), which is left out and similar to nothing.
+
+    pycocotools would take it for a perfect one.
+    """
+    return np.where(np.isfinite(joints).all(axis=-1, keepdims=True), joints, 0.0)
+
+
 def read_results(path: Path, skeleton: Skeleton, *, annotated: bool = False) -> list[dict]:
     """The rows of a COCO keypoint results file, untouched; each checked to be one of `skeleton`.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou, joints_of
+from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou, finite_joints, joints_of
 from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.taxonomy import classify_joints
 from posefix_jax.types import PosefixError
@@ -97,8 +97,7 @@ def match_people(annotations: Annotations, rows: list[dict], *, min_oks: float =
         others_area[m, : len(others)] = area[others]
         overlap[m] = (box_iou(boxes[p], boxes[others]) >= OVERLAP_IOU).sum()
     xy = poses[row, :, :2]
-    present = np.isfinite(poses[row]).all(axis=-1) & (poses[row, :, 2] > 0)
-    xy = np.where(np.isfinite(xy), xy, 0.0)
+    present = poses[row, :, 2] > 0
     others = {"others_xy": others_xy, "others_labelled": others_labelled, "others_area": others_area}
     pair = {"xy": xy, "present": present, "true_xy": true[person, :, :2], "labelled": labelled[person]}
     pair["area"] = area[person]
@@ -116,7 +115,7 @@ def match_people(annotations: Annotations, rows: list[dict], *, min_oks: float =
 
 
 def poses_of(annotations: Annotations, rows: list[dict]) -> np.ndarray:
-    """[R, K, 3] image x, y, score of the rows. Raises PosefixError as `match_people`."""
+    """[R, K, 3] image x, y, score of the rows, all finite. Raises PosefixError as `match_people`."""
     for index, row in enumerate(rows):
         if row["image_id"] not in annotations.images:
             raise PosefixError(
@@ -127,16 +126,17 @@ def poses_of(annotations: Annotations, rows: list[dict]) -> np.ndarray:
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise PosefixError(f"row {index} has no score that is a finite number, found {score!r:.40}")
     joints = annotations.skeleton.num_joints
-    return np.array([joints_of(row, joints, f"row {i}") for i, row in enumerate(rows)]).reshape(-1, joints, 3)
+    poses = [finite_joints(joints_of(row, joints, f"row {i}")) for i, row in enumerate(rows)]
+    return np.array(poses).reshape(-1, joints, 3)
 
 
 def _match(rows, people, poses, score, true, area, skeleton, min_oks):
     """(row, person, OKS) of one photograph."""
     people = np.array(sorted(people, key=lambda p: (-area[p], true[p].tobytes())))
     labelled = true[people, :, 2] > 0
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(over="ignore"):
         ks = keypoint_similarity(poses[rows][:, None, :, :2], true[people, :, :2], area[people], skeleton)
-    oks = np.where(labelled & np.isfinite(ks), ks, 0).sum(axis=-1) / labelled.sum(axis=-1)
+    oks = np.where(labelled, ks, 0).sum(axis=-1) / labelled.sum(axis=-1)
     order = sorted(range(len(rows)), key=lambda d: (-score[rows[d]], -oks[d].max(), poses[rows[d]].tobytes()))
     free = np.ones(len(people), bool)
     for d in order:

@@ -18,3 +18,22 @@ def wilson(count, total, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
     scale = 1 + z**2 / known
     low = np.where(total > 0, np.maximum((centre - half) / scale, 0), 0.0)
     return low, np.where(total > 0, np.minimum((centre + half) / scale, 1), 1.0)
+
+
+def clustered(count, total) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval of sum(count) / sum(total), where what one cluster holds may come together.
+
+    Both sums are divided by the design effect: how much more the share of all varies from one draw of clusters to
+    another than if each thing were by itself (at least 1; Kish, Survey Sampling, 1965).
+
+    Args:
+      count, total: [clusters, ...] how many things of a cluster count, and how many it has.
+    """
+    count, total = np.broadcast_arrays(np.asarray(count, np.float64), np.asarray(total, np.float64))
+    counted, things = count.sum(axis=0), total.sum(axis=0)
+    share = counted / np.maximum(things, 1)
+    clusters = (total > 0).sum(axis=0)
+    between = ((count - share * total) ** 2).sum(axis=0) * clusters / np.maximum(clusters - 1, 1)
+    alone = things * share * (1 - share)
+    effect = np.maximum(np.divide(between, alone, out=np.ones_like(alone), where=alone > 0), 1)
+    return wilson(counted / effect, things / effect)

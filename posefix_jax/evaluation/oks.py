@@ -10,14 +10,14 @@ from pycocotools.cocoeval import COCOeval
 
 from posefix_jax.evaluation.scores import Scores, Truth
 from posefix_jax.skeleton import Skeleton
+from posefix_jax.taxonomy import similarity
 
 FIGURES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
 
 def keypoint_similarity(xy: np.ndarray, true_xy: np.ndarray, area: np.ndarray, skeleton: Skeleton) -> np.ndarray:
-    """KS = exp(-d^2 / (2 area (2 sigma)^2)) of [..., K, 2] points; `area` [...] in the same pixels, squared."""
-    distance = ((np.asarray(xy, np.float64) - true_xy) ** 2).sum(axis=-1)
-    return np.exp(-distance / (8 * np.square(skeleton.sigmas) * np.asarray(area)[..., None]))
+    """KS of [..., K, 2] points in float64; `area` [...] in the same pixels, squared."""
+    return similarity(((np.asarray(xy, np.float64) - true_xy) ** 2).sum(axis=-1), np.asarray(area), skeleton)
 
 
 def truth_of(image_ids: Iterable, people: Iterable[Mapping], skeleton: Skeleton) -> COCO:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from posefix_jax.evaluation.errors import Matched
-from posefix_jax.evaluation.intervals import wilson
+from posefix_jax.evaluation.intervals import clustered
 from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import KINDS, ErrorKind
 
@@ -19,7 +19,7 @@ MEDIUM_AREA, LARGE_AREA = 32**2, 96**2
 
 
 class Share(NamedTuple):
-    """The share of labelled joints of one `bin` of a division `by` that are of a `kind`; 95 % Wilson interval."""
+    """The share of labelled joints of one `bin` of a division `by` that are of a `kind`; its 95 % interval by `clustered`."""
 
     by: str
     bin: str
@@ -42,12 +42,12 @@ def shares(matched: Matched, skeleton: Skeleton) -> list[Share]:
     states = states_of(matched)
     found = []
     for by, name, where in _divisions(matched, skeleton):
-        counts = np.array([((states == state) & where).sum() for state in range(len(STATES))])
-        total = int(counts.sum())
+        of_person = np.stack([((states == state) & where).sum(axis=1) for state in range(len(STATES))], axis=1)
+        total = int(of_person.sum())
         if not total:
             continue
-        low, high = wilson(counts, total)
-        for kind, n, a, b in zip(STATES, counts, low, high, strict=True):
+        low, high = clustered(of_person, of_person.sum(axis=1, keepdims=True))
+        for kind, n, a, b in zip(STATES, of_person.sum(axis=0), low, high, strict=True):
             found.append(Share(by, name, kind, int(n), total, float(n / total), float(a), float(b)))
     return found
 
@@ -78,22 +78,19 @@ def together(matched: Matched) -> dict[str, Share]:
     found = {}
     for index, kind in enumerate(STATES[1:], start=1):
         of_person = (states == index).sum(axis=1)
-        total, count = int(of_person.sum()), int(of_person[of_person >= TOGETHER].sum())
-        low, high = wilson(count, total)
+        with_others = np.where(of_person >= TOGETHER, of_person, 0)
+        total, count = int(of_person.sum()), int(with_others.sum())
+        low, high = clustered(with_others, of_person)
         share = count / total if total else 0.0
         found[kind] = Share("together", f">= {TOGETHER}", kind, count, total, share, float(low), float(high))
     return found
 
 
 def plain_rows(rows: list[dict], poses: np.ndarray) -> list[dict]:
-    """Rows with what AP needs only, their joints `poses` [R, K, 3]; what is not finite becomes 0.
-
-    pycocotools would take a joint that is not a number for a perfect one.
-    """
-    flat = np.nan_to_num(poses, nan=0.0, posinf=0.0, neginf=0.0).reshape(len(rows), -1)
+    """Rows with what AP needs only, their joints `poses` [R, K, 3]."""
     return [
-        {"image_id": row["image_id"], "keypoints": joints.tolist(), "score": row["score"]}
-        for row, joints in zip(rows, flat, strict=True)
+        {"image_id": row["image_id"], "keypoints": joints.ravel().tolist(), "score": row["score"]}
+        for row, joints in zip(rows, poses, strict=True)
     ]
 
 

@@ -32,8 +32,8 @@ _KINDS = """A joint's kind is that of the true joint which it is most similar to
 itself at KS 0.85 or more is good, at 0.5 or more jitter; the own left/right twin inversion; the same joint or its twin of
 another person in the photograph swap; below 0.5 to all of them miss, as on people who are not labelled. Absent are joints that the detection left out.
 Shares are of the labelled joints of matched people. A detection is matched with the free person of the highest OKS, if
-that is at least 0.1, in the order of the scores. Whiskers and brackets are 95 % Wilson intervals, as if joints erred
-independently."""
+that is at least 0.1, in the order of the scores. Whiskers and brackets are 95 % Wilson intervals, wider
+where the errors of a person come together."""
 _COST = """What AP would gain if the joints of one kind stood at their true place, and all else were as it is. "All errors" moves
 every joint that is not good; "every joint" the good ones too; "true scores" moves nothing, and scores each detection with
 its OKS to the person it is matched with (0 without one). What is then missing to 1 are people whom no detection matches."""

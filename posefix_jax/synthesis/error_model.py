@@ -11,6 +11,8 @@ from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import ErrorKind, PosefixError
 
 DRAWN = ("jitter", "inversion", "swap", "miss")
+DRAW_ORDER = (ErrorKind.INVERSION, ErrorKind.SWAP, ErrorKind.MISS, ErrorKind.JITTER)
+"""In which the kinds are decided where they come together: each among the joints that have none of those before it."""
 Rates = tuple[tuple[tuple[float, float], ...], ...]
 """[jitter, inversion, swap, miss][count bin][alone, crowded]"""
 Lengths = tuple[tuple[float, ...], ...]
@@ -90,6 +92,13 @@ class ErrorModel:
                 )
         if len({np.shape(lengths) for _, lengths in self.lengths}) > 1:
             raise PosefixError(f"{where}: lengths must have the same number of quantiles for every group")
+
+    def bin_of(self, count, overlap):
+        """(count bin, 1 if crowded else 0), indices of `table`, of people with `count` labelled joints and `overlap`
+        people who overlap them: integers or arrays of one shape, of numpy or traced."""
+        ends, few, many = (np.asarray(of, np.int32) for of in (self.count_bins, *np.reshape(self.crowded, (-1, 2)).T))
+        crowded = (count[..., None] <= few) & (overlap[..., None] >= many)
+        return (count[..., None] > ends).sum(axis=-1), crowded.any(axis=-1).astype(np.int32)
 
     def table(self, skeleton: Skeleton) -> np.ndarray:
         """[K, count bins, alone/crowded, kinds] probabilities, kinds as `ErrorKind`, good filled in.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from posefix_jax.skeleton import Skeleton
-from posefix_jax.synthesis.error_model import ErrorModel
+from posefix_jax.synthesis.error_model import DRAW_ORDER, ErrorModel
 from posefix_jax.types import ErrorKind
 
 
@@ -145,9 +145,7 @@ def synthesize_pose(
 
     count = labelled.sum()
     overlap = others_labelled.any(axis=-1).sum() if overlap is None else overlap
-    crowded = sum(((count <= n) & (overlap >= o) for n, o in errors.crowded), jnp.asarray(False))
-    bin_index = (count > np.array(errors.count_bins)).sum()
-    rates = jnp.asarray(errors.table(skeleton))[:, bin_index, crowded.astype(jnp.int32)]  # [K, kinds]
+    rates = jnp.asarray(errors.table(skeleton))[:, *errors.bin_of(count, overlap)]  # [K, kinds]
     of_kind = slot_kind[:, None] == np.arange(5)  # [Q, kinds]
     available = (jnp.einsum("qk,qe->ke", remaining, of_kind.astype(np.float32)) > 0) & labelled[:, None]
     rates = jnp.where(available, rates, 0.0)
@@ -188,9 +186,6 @@ def synthesize_pose(
     )
 
 
-_ORDER = (ErrorKind.INVERSION, ErrorKind.SWAP, ErrorKind.MISS, ErrorKind.JITTER)
-
-
 def _draw_together(key, rates: Float[Array, "K kinds"], twin: np.ndarray, errors: ErrorModel) -> Int[Array, " K"]:
     """A kind a joint with these probabilities, each kind tied over the joints of the person as `errors.together` says.
 
@@ -199,13 +194,13 @@ def _draw_together(key, rates: Float[Array, "K kinds"], twin: np.ndarray, errors
     exactly, whatever the correlation.
     """
     joints_key, person_key = jax.random.split(key)
-    draws = jax.random.normal(joints_key, (len(_ORDER), 2, len(twin)))
-    persons = jax.random.normal(person_key, (len(_ORDER),))
+    draws = jax.random.normal(joints_key, (len(DRAW_ORDER), 2, len(twin)))
+    persons = jax.random.normal(person_key, (len(DRAW_ORDER),))
     pair = np.minimum(np.arange(len(twin)), twin)
     left = rates.sum(axis=-1)
     kind = jnp.full(len(twin), int(ErrorKind.GOOD))
     undecided = jnp.ones(len(twin), bool)
-    for each, person, (own, shared) in zip(_ORDER, persons, draws, strict=True):
+    for each, person, (own, shared) in zip(DRAW_ORDER, persons, draws, strict=True):
         all_joints, twins = errors.together[each - 1]
         alone = 1 - all_joints - twins
         behind = all_joints**0.5 * person + twins**0.5 * shared[pair] + alone**0.5 * own

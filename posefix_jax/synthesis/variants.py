@@ -244,9 +244,27 @@ def _named(name: str, skeleton: Skeleton) -> Synthesizer:
     if name in VARIANTS:
         return VARIANTS[name](skeleton)
     if name.endswith(".py"):
-        return function_in_file(Path(name), "synthesizer")(skeleton)
+        return _checked(function_in_file(Path(name), "synthesizer")(skeleton), name, skeleton)
     valid = (*ERROR_MODELS, *VARIANTS)
     raise PosefixError(f"unknown synthesiser {name!r}, and no .json or .py file: {nearest_names(name, valid)}")
+
+
+def _checked(synthesize: Synthesizer, name: str, skeleton: Skeleton) -> Synthesizer:
+    """Traces a user's synthesiser once; raises PosefixError where it does not keep the contract."""
+    k = skeleton.num_joints
+    one, two = jnp.zeros((1, k, 2)), jnp.zeros((1, k), bool)
+    person = Person(one[0], two[0], one, two, jnp.float32(1), jnp.int32(0), one, two)
+    expected = jax.eval_shape(none(skeleton), jax.random.key(0), person)
+    try:
+        found = jax.eval_shape(synthesize, jax.random.key(0), person)
+    except Exception as error:
+        raise PosefixError(f"{name}: its synthesiser does not trace: {type(error).__name__}: {error}") from error
+    if not isinstance(found, SyntheticPose) or any(
+        (a.shape, a.dtype) != (b.shape, b.dtype) for a, b in zip(expected, found, strict=True)
+    ):
+        shapes = ", ".join(f"{field} {leaf.dtype}{leaf.shape}" for field, leaf in expected._asdict().items())
+        raise PosefixError(f"{name}: its synthesiser must return a SyntheticPose of {shapes}; found {found!r:.200}")
+    return synthesize
 
 
 def _unit(person: Person, skeleton: Skeleton) -> Float[Array, " K"]:
