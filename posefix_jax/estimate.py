@@ -86,7 +86,7 @@ def estimate(options: EstimateOptions) -> dict:
         file.write(json.dumps(rows).encode())
     try:
         names = options.annotations or (options.boxes if annotated else None)
-        return refine_rows(refiner, _as_refinement(options, stand_in, names))
+        return refine_rows(refiner, _as_refinement(options, stand_in, names), source=str(options.boxes))
     finally:
         stand_in.unlink()
 

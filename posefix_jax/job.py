@@ -121,6 +121,7 @@ class Job:
       skeleton: the files' joints where they do not say them themselves; what `load_skeleton` takes.
       preferred: taken where a file says only their number.
       rows_a_part: a part ends with the photograph that this row is of.
+      source: what the report calls the input; the first file by default.
 
     Raises:
       PosefixError: no such file, not one of poses, or files of several kinds of joints.
@@ -137,6 +138,7 @@ class Job:
         skeleton: str | None,
         preferred: Skeleton,
         rows_a_part: int,
+        source: str | None = None,
     ):
         if to is not None and to not in TARGETS:
             raise PosefixError(f"unknown format {to!r} to write: {nearest_names(to, TARGETS)}")
@@ -146,7 +148,7 @@ class Job:
         for path, _ in files:
             if "://" not in path and Path(path).resolve() == out.resolve():
                 raise PosefixError(f"--out {out} is the detections file itself; write elsewhere")
-        self.out, self.rows_a_part = out, rows_a_part
+        self.out, self.rows_a_part, self._source = out, rows_a_part, source
         given = None if skeleton is None else load_skeleton(skeleton)
         self.documents = [open_document(path, skeleton=given, preferred=preferred, name=name) for path, name in files]
         model = next((document for document in self.documents if not document.empty), self.documents[0])
@@ -262,7 +264,7 @@ class Job:
             "tail": "" if target is None else target.tail,
             "joints": list((target and target.skeleton or self.skeleton).joints),
             "report": {
-                "detections": self.documents[0].path + (f" and {more} more" if more else ""),
+                "detections": self._source or self.documents[0].path + (f" and {more} more" if more else ""),
                 "format": self.layout.name + (f" to {self.to}" if self.to else ""),
             },
         }

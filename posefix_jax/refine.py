@@ -124,8 +124,8 @@ def refine(options: RefineOptions) -> dict:
     return refine_rows(refiner, options)
 
 
-def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
-    """As `refine`, with a refiner at hand."""
+def refine_rows(refiner: Refiner, options: RefineOptions, source: str | None = None) -> dict:
+    """As `refine`, with a refiner at hand; `source` is what the report calls the input."""
     job = Job(
         options.detections,
         options.out,
@@ -135,6 +135,7 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
         skeleton=options.skeleton,
         preferred=refiner.spec.skeleton,
         rows_a_part=options.part_rows,
+        source=source,
     )
     return _Run(refiner, options, job).run()
 

@@ -96,6 +96,8 @@ def test_estimate(folder, people, capsys):
     )
     said = capsys.readouterr()
     assert "leaves out 1 boxes" in said.err and "no usable bbox" in said.out and "photograph missing" in said.out
+    report = json.loads((folder / f"{out.name}.report.json").read_text())
+    assert report["detections"] == str(folder / "some.json") and len(report["passed_through"]) == 2
     assert [row["score"] > 0 for row in json.loads(out.read_text())] == [True, False, False]
     (folder / "none.json").write_text("[]")
     assert main(["estimate", str(folder / "none.json"), "--images", str(images), "--out", str(folder / "x.json")]) == 2
