@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.data.coco import Annotations, Person, read_annotations, read_results, whole_file, write_json
+from posefix_jax.data.coco import Annotations, Person, read_annotations, whole_file, write_json
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, warp_affine
 from posefix_jax.data.sources import Images
-from posefix_jax.evaluation.errors import Matched, match_people, poses_of
+from posefix_jax.evaluation.errors import Matched, match_file, poses_of
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.profile import (
     ERRORS,
@@ -91,7 +91,7 @@ def analyse(options: AnalyseOptions) -> dict:
         raise PosefixError(f"{options.out}: a file; --out is a folder to write")
     annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
     files = {**({"before": options.against} if options.against else {}), "after": options.results}
-    matches = {side: _matched(path, annotations) for side, path in files.items()}
+    matches = {side: match_file(path, annotations) for side, path in files.items()}
     images = Images(options.images, annotations.file_names or None) if options.images else None
     found = images.find_all(annotations.people[p].image_id for p in matches["after"][1].person) if images else {}
 
@@ -121,17 +121,6 @@ def analyse(options: AnalyseOptions) -> dict:
             file.write(text.encode())
     write_json(options.out / "analysis.json", report)
     return report
-
-
-def _matched(path: Path, annotations: Annotations) -> tuple[list[dict], Matched]:
-    rows = read_results(path, annotations.skeleton)
-    try:
-        matched = match_people(annotations, rows)
-    except PosefixError as error:
-        raise PosefixError(f"{path}: {error}") from error
-    if not len(matched.row):
-        raise PosefixError(f"{path}: no pose in it lies on a person of {annotations.path} (OKS 0.1 or more)")
-    return rows, matched
 
 
 def _side(annotations: Annotations, truth, rows: list[dict], matched: Matched, progress: Progress) -> _Side:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
-from posefix_jax.data.coco import read_annotations, read_results, whole_file
-from posefix_jax.evaluation.errors import Matched, match_people
+from posefix_jax.data.coco import read_annotations, whole_file
+from posefix_jax.evaluation.errors import Matched, match_file
 from posefix_jax.evaluation.intervals import clustered
 from posefix_jax.skeleton import Skeleton, load_skeleton
 from posefix_jax.synthesis import PAPER, ErrorModel
@@ -52,16 +52,7 @@ def fit(options: FitOptions) -> str:
       PosefixError: a file is not what it should be, or nobody in it matches a true person.
     """
     annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
-    parts = []
-    for path in options.detections:
-        rows = read_results(path, annotations.skeleton)
-        try:
-            matched = match_people(annotations, rows)
-        except PosefixError as error:
-            raise PosefixError(f"{path}: {error}") from error
-        if not len(matched.kind):
-            raise PosefixError(f"{path}: no pose in it lies on a person of {options.annotations}")
-        parts.append(matched)
+    parts = [match_file(path, annotations)[1] for path in options.detections]
     name = "+".join(path.stem for path in options.detections)
     model, evidence = fit_error_model(
         parts, annotations.skeleton, name=name, together=options.together, offsets=options.offsets, least=options.least

@@ -2,11 +2,12 @@
 
 import math
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou, finite_joints, joints_of
+from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou, finite_joints, joints_of, read_results
 from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.taxonomy import classify_joints
 from posefix_jax.types import PosefixError
@@ -52,6 +53,22 @@ class Matched(NamedTuple):
     def absent(self) -> np.ndarray:
         """[M, K] labelled joints that the detection left out."""
         return self.labelled & ~self.present
+
+
+def match_file(path: Path, annotations: Annotations) -> tuple[list[dict], Matched]:
+    """The rows of a results file, and `match_people` of them.
+
+    Raises:
+      PosefixError: it is none, a row does not fit, or none lies on a person.
+    """
+    rows = read_results(path, annotations.skeleton)
+    try:
+        matched = match_people(annotations, rows)
+    except PosefixError as error:
+        raise PosefixError(f"{path}: {error}") from error
+    if not len(matched.row):
+        raise PosefixError(f"{path}: no pose in it lies on a person of {annotations.path} (OKS {MIN_OKS} or more)")
+    return rows, matched
 
 
 def match_people(annotations: Annotations, rows: list[dict], *, min_oks: float = MIN_OKS) -> Matched:
