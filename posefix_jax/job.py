@@ -13,10 +13,10 @@ import numpy as np
 
 from posefix_jax.data.coco import read_file_names
 from posefix_jax.data.compose import TARGETS, as_lines, converted, file_of
-from posefix_jax.data.formats import Document, open_binary, open_document
+from posefix_jax.data.formats import Document, open_document
 from posefix_jax.data.images import UnreadableImage
 from posefix_jax.data.layouts import Element, Pose
-from posefix_jax.data.sources import Images
+from posefix_jax.data.sources import Images, open_binary
 from posefix_jax.data.tables import packed, rows_table
 from posefix_jax.parts import Parts
 from posefix_jax.report.progress import Progress

@@ -4,19 +4,17 @@ A file is read as a stream of elements. An element keeps its own text and says w
 back, only the numbers that changed are other characters. How each kind of file is laid out is told in `LAYOUTS`.
 """
 
-import gzip
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 
-import fsspec
 import numpy as np
 
 from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
 from posefix_jax.data.layouts import LAYOUTS, MARKS, Element, Layout, Pose, image_id, yolo_line, yolo_lines, yolo_people
+from posefix_jax.data.sources import open_binary
+from posefix_jax.data.tables import changed_table, joints_of_table, read_table
 from posefix_jax.skeleton import POSETRACK, SKELETONS, WHOLEBODY_KEYS, Skeleton, skeleton_from_category
 from posefix_jax.types import PosefixError
 
@@ -49,8 +47,6 @@ class Document:
           PosefixError: the file is broken, or a person does not fit the file's layout and skeleton; says where.
         """
         if self.layout.name == "parquet":
-            from posefix_jax.data.tables import read_table
-
             yield from read_table(self.path, self.skeleton)
             return
         row = 0
@@ -102,8 +98,6 @@ class Document:
           scores: new scores of people, by index.
         """
         if self.layout.name == "parquet":
-            from posefix_jax.data.tables import changed_table
-
             return changed_table(element.text, changes, scores)
         if self.layout.name == "yolo":
             return yolo_line(element.text, self.skeleton.num_joints, changes)
@@ -138,24 +132,6 @@ def stem_of(path: str) -> str:
     stem = PurePosixPath(path).name.removesuffix(".gz")
     stem = PurePosixPath(stem).stem
     return stem.removesuffix("_keypoints").removeprefix("results_")  # OpenPose's, MMPose's
-
-
-@contextmanager
-def open_binary(path: str):
-    """The bytes of a local file or URL, unpacked if they are gzip. Raises PosefixError where they are not to be had."""
-    try:
-        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            if packed:
-                with gzip.GzipFile(fileobj=file) as unpacked:
-                    yield unpacked
-            else:
-                yield file
-    except (OSError, EOFError, zlib.error) as error:
-        raise PosefixError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    except (ImportError, ValueError) as error:  # a kind of URL that fsspec does not know, or whose package is missing
-        raise PosefixError(f"{path}: {error}") from error
 
 
 def _items(file, path: str, list_in: str | None) -> Iterator[Item]:
@@ -209,8 +185,6 @@ def _opened(path: str, skeleton: Skeleton | None, preferred: Skeleton) -> Docume
     with open_binary(path) as file:
         head = file.read(4)
     if head == b"PAR1":
-        from posefix_jax.data.tables import joints_of_table
-
         count = joints_of_table(path)
         skeleton = preferred if count is None else _skeleton(path, skeleton, preferred, count)
         return Document(path, LAYOUTS["parquet"], None, skeleton, empty=count is None)

@@ -1,5 +1,6 @@
-"""Where photographs lie: a folder, a zip, tar shards, a video, or a URL of any of them."""
+"""Where photographs lie: a folder, a zip, tar shards, a video, or a URL of any of them; the bytes of any file or URL."""
 
+import gzip
 import lzma
 import re
 import tarfile
@@ -8,6 +9,7 @@ import zipfile
 import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -21,6 +23,24 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 LARGEST = 1 << 30
 """Bytes that one compressed photograph may have."""
+
+
+@contextmanager
+def open_binary(path: str):
+    """The bytes of a local file or URL, unpacked if they are gzip. Raises PosefixError where they are not to be had."""
+    try:
+        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if packed:
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    yield unpacked
+            else:
+                yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise PosefixError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    except (ImportError, ValueError) as error:  # a kind of URL that fsspec does not know, or whose package is missing
+        raise PosefixError(f"{path}: {error}") from error
 
 
 class Images:
