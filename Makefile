@@ -14,7 +14,7 @@ demo: .venv/ready
 	$(BIN)/posefix demo --out demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf .venv demo
