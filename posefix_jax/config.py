@@ -99,6 +99,10 @@ class Config:
             raise PosefixError(
                 "maps trained by loss.heatmap gaussian have no soft-argmax, which inputs.self_share and model.end_to_end need"
             )
+        if self.model.frozen_stages and self.optimizer.weight_decay:
+            raise PosefixError(
+                "model.frozen_stages keeps weights and optimizer.weight_decay shrinks them: set that to 0"
+            )
         if self.epochs < 1:
             raise PosefixError(f"epochs must be positive, found {self.epochs}")
 

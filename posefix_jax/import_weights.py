@@ -10,7 +10,7 @@ import numpy as np
 from posefix_jax.checkpoints import save_refiner
 from posefix_jax.skeleton import load_skeleton
 from posefix_jax.types import PosefixError
-from posefix_jax.weights import import_backbone, import_tf_release
+from posefix_jax.weights import import_backbone, import_movenet, import_tf_release
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,20 @@ class TfReleaseOptions:
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """ImageNet weights of a ResNet or MobileNetV2, for --init of `posefix train`; its pose channels start fresh."""
+    """Weights for --init of `posefix train`: ImageNet's of a ResNet or MobileNetV2, or MoveNet's. The pose starts fresh."""
 
     weights: Path
-    """torchvision or timm state dict: .safetensors, or .pth where torch is installed"""
+    """torchvision or timm state dict: .safetensors, or .pth where torch is installed; MoveNet's TensorFlow.js model.json"""
     out: Path
     """.npz file to write"""
 
 
-SOURCES = {"tf-release": TfReleaseOptions, "resnet": BackboneOptions, "mobilenet": BackboneOptions}
+SOURCES = {
+    "tf-release": TfReleaseOptions,
+    "resnet": BackboneOptions,
+    "mobilenet": BackboneOptions,
+    "movenet": BackboneOptions,
+}
 
 
 def import_weights(options: TfReleaseOptions | BackboneOptions) -> str:
@@ -51,7 +56,8 @@ def import_weights(options: TfReleaseOptions | BackboneOptions) -> str:
     if isinstance(options, BackboneOptions):
         if options.out.suffix != ".npz":
             raise PosefixError(f"--out {options.out}: expected a name that ends in .npz")
-        return import_backbone(options.weights, options.out)
+        read = import_movenet if options.weights.suffix == ".json" else import_backbone
+        return read(options.weights, options.out)
     size = re.fullmatch(r"(\d+)x(\d+)", options.input)
     if not size:
         raise PosefixError(f"--input {options.input!r}: expected height x width, such as 384x288")

@@ -251,8 +251,12 @@ def _rejoin(variables: dict, joints: tuple[str, ...], fresh: dict, wanted: tuple
         return np.moveaxis(new, -1, axis)
 
     params, start = dict(variables["params"]), fresh["params"]
-    stem = exchange(start["backbone"]["stem"]["kernel"], params["backbone"]["stem"]["kernel"], 2, 3)
-    params["backbone"] = params["backbone"] | {"stem": {"kernel": stem}}
+    # Where the pose goes in, after how many channels of the image: movenet's stem sees none of it.
+    entries = {"pose_in": 0, "pose_mix": 0} if "pose_in" in params["backbone"] else {"stem": 3}
+    params["backbone"] = params["backbone"] | {
+        name: {"kernel": exchange(start["backbone"][name]["kernel"], params["backbone"][name]["kernel"], 2, before)}
+        for name, before in entries.items()
+    }
     params["head"] = {name: exchange(start["head"][name], params["head"][name], -1, 0) for name in ("kernel", "bias")}
     return variables | {"params": params}
 

@@ -50,8 +50,8 @@ def test_conv_is_a_convolution(kernel, stride):
     np.testing.assert_allclose(layer.apply(variables, x), plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_conv_by_shift_is_the_grouped_one(stride):
+@pytest.mark.parametrize(("stride", "offset"), [(1, 0), (2, 0), (2, 1)])
+def test_depthwise_conv_by_shift_is_the_grouped_one(stride, offset):
     """Values and both gradients."""
     x = jax.random.normal(jax.random.key(0), (2, 6, 8, 5))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 5))
@@ -62,7 +62,7 @@ def test_depthwise_conv_by_shift_is_the_grouped_one(stride):
             x,
             kernel[:, :, None],
             (stride, stride),
-            [(1, 1), (1, 1)],
+            "SAME" if offset else [(1, 1), (1, 1)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=5,
         )
@@ -70,9 +70,12 @@ def test_depthwise_conv_by_shift_is_the_grouped_one(stride):
     def outcome(f):
         return f(x, kernel), *jax.grad(lambda x, k: (f(x, k) * weight).sum(), (0, 1))(x, kernel)
 
-    for ours, theirs in zip(outcome(lambda x, k: depthwise_conv_by_shift(x, k, stride)), outcome(grouped), strict=True):
+    def by_shift(x, kernel):
+        return depthwise_conv_by_shift(x, kernel, stride, offset)
+
+    for ours, theirs in zip(outcome(by_shift), outcome(grouped), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    np.testing.assert_allclose(depthwise_conv(x, kernel, stride), grouped(x, kernel), atol=1e-4)
+    np.testing.assert_allclose(depthwise_conv(x, kernel, stride, offset), grouped(x, kernel), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (9, 7)])
@@ -94,9 +97,10 @@ def test_every_backbone_has_the_known_size(backbone):
         "resnet101": 42500160,
         "resnet152": 58143808,
         "mobilenet_v2": 1811712,  # without the last convolution to 1280 channels
+        "movenet": 2223872 + 81984 + 4160 + 2688 + 1056 + 1104 + 600 + 840 + 216 + 2400,  # with it, and the pyramid
     }
-    size, width = (3, 32) if backbone == "mobilenet_v2" else (7, 64)
-    spec = RefinerSpec(COCO, ModelConfig(backbone=backbone, width=width), (True,) * 17)
+    size, width = (7, 64) if backbone.startswith("resnet") else (3, 32)
+    spec = RefinerSpec(COCO, ModelConfig(backbone=backbone, width=width, head_channels=96), (True,) * 17)
     shapes = jax.eval_shape(
         spec.network().init,
         jax.random.key(0),
@@ -105,7 +109,8 @@ def test_every_backbone_has_the_known_size(backbone):
         jnp.ones((1, 17), bool),
     )
     weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]["backbone"]))
-    assert weights - 17 * size * size * width == known[backbone]
+    of_pose = 17 * (24 + 96) if backbone == "movenet" else 17 * size * size * width
+    assert weights - of_pose == known[backbone]
     out = jax.eval_shape(
         spec.network().apply, shapes, jnp.zeros((2, 256, 192, 3)), jnp.zeros((2, 17, 2)), jnp.ones((2, 17), bool)
     )
@@ -139,6 +144,10 @@ def test_configs_check_themselves():
         ModelConfig(backbone="resnet5")
     with pytest.raises(PosefixError, match="multiples of 32"):
         ModelConfig(crop_hw=(250, 192))
+    with pytest.raises(PosefixError, match="movenet has none"):
+        ModelConfig(backbone="movenet", width=32, skips=True)
+    with pytest.raises(PosefixError, match="frozen_stages is for mobilenet_v2 and movenet, not for a resnet18"):
+        ModelConfig(backbone="resnet18", frozen_stages=1)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +155,35 @@ def small_crops():
     image = jax.random.uniform(jax.random.key(0), (1, 32, 32, 3), maxval=255.0)
     xy = jnp.asarray([[[8.0, 20.0], [15.5, 3.25]]])
     return image, xy, jnp.asarray([[True, True]])
+
+
+def test_frozen_parts_learn_nothing(small_crops):
+    """Neither the stages named nor the running statistics move, all others do; the pose is heard from the first step."""
+    image, xy, present = small_crops
+    config = ModelConfig(
+        "movenet", width=4, head_channels=8, crop_hw=(32, 32), freeze_norm=True, frozen_stages=2, norm_epsilon=1e-3
+    )
+    network = _two_joints(config).network()
+    variables = jax.jit(network.init)(jax.random.key(1), image, xy, present)
+    head = jax.random.normal(jax.random.key(2), variables["params"]["head"]["kernel"].shape)
+    variables = variables | {"params": variables["params"] | {"head": {"kernel": head, "bias": jnp.zeros(2)}}}
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            logits, updated = network.apply(
+                variables | {"params": params}, image, xy, present, train=True, mutable=["batch_stats"]
+            )
+            return (logits**2).sum(), updated
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradient, updated = step(variables["params"])
+    assert jax.tree.all(jax.tree.map(np.array_equal, updated["batch_stats"], variables["batch_stats"]))
+    still = {
+        name for name, part in gradient["backbone"].items() if all(not np.any(leaf) for leaf in jax.tree.leaves(part))
+    }
+    assert still == {"stem", "stem_norm", "stage1_1", "stage2_1", "stage2_2"}
 
 
 def test_forms_of_the_input_pose(small_crops):

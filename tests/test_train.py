@@ -341,8 +341,10 @@ def test_starts_from_a_run_on_all_devices(config, whole):
     assert_equal(jax.device_get(state.params), whole.average["params"])
 
 
-def test_starts_from_a_refiner_of_another_skeleton(config, tiny_spec, tmp_path):
+@pytest.mark.parametrize("backbone", ["resnet18", "movenet"])
+def test_starts_from_a_refiner_of_another_skeleton(config, tiny_spec, tmp_path, backbone):
     """Joints of the same name take their weights along, whatever their index; the others start fresh."""
+    tiny_spec = dataclasses.replace(tiny_spec, model=dataclasses.replace(tiny_spec.model, backbone=backbone))
     few = dataclasses.replace(
         tiny_spec.skeleton, name="few", joints=("left_hip", "nose", "tail"), flip_pairs=(), limbs=(),
         sigmas=(0.1, 0.1, 0.1), groups=("hip", "nose", "other"),
@@ -357,6 +359,8 @@ def test_starts_from_a_refiner_of_another_skeleton(config, tiny_spec, tmp_path):
     joints = tiny_spec.skeleton.joints
     assert bias[joints.index("left_hip")] == 1 and bias[joints.index("nose")] == 2
     assert (bias[[i for i, joint in enumerate(joints) if joint not in few.joints]] == 0).all()
-    stem = np.asarray(state.params["backbone"]["stem"]["kernel"])
-    assert (stem[:, :, :3] == 9).all() and (stem[:, :, 3 + joints.index("nose")] == 9).all()
-    assert not (stem[:, :, 3 + joints.index("left_eye")] == 9).any()
+    entries = {"stem": 3} if backbone == "resnet18" else {"pose_in": 0, "pose_mix": 0}
+    for name, before in entries.items():
+        kernel = np.asarray(state.params["backbone"][name]["kernel"])
+        assert (kernel[:, :, :before] == 9).all() and (kernel[:, :, before + joints.index("nose")] == 9).all()
+        assert not (kernel[:, :, before + joints.index("left_eye")] == 9).any()

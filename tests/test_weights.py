@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from released import kernel, released_variables, write_bundle
@@ -16,7 +17,14 @@ from posefix_jax.models import ModelConfig, RefinerSpec
 from posefix_jax.models.mobilenet import STAGES
 from posefix_jax.skeleton import COCO, POSETRACK
 from posefix_jax.types import PosefixError
-from posefix_jax.weights import import_backbone, import_tf_release, reference_spec, variables_from_tf, with_backbone
+from posefix_jax.weights import (
+    import_backbone,
+    import_movenet,
+    import_tf_release,
+    reference_spec,
+    variables_from_tf,
+    with_backbone,
+)
 from posefix_jax.weights.tensor_bundle import read_bundle
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -164,6 +172,151 @@ def test_a_torch_backbone_lands_where_it_belongs(tmp_path, network):
             merged["batch_stats"]["backbone"]["stage2_1"]["norm2"]["norm"]["var"], arrays["layer2.0.bn2.running_var"]
         )
     assert float(np.min(merged["params"]["up1"]["kernel"])) == 7
+
+
+def movenet_arrays(rng, width: int) -> dict[str, np.ndarray]:
+    """Names and shapes of a MoveNet graph model with norms folded in, random values; every other channel 100 times larger."""
+    arrays = {}
+
+    def add(name, *shape, scale=1.0):
+        fan_in = np.prod(shape[:-1]) if len(shape) > 1 else 4.0
+        arrays[name] = (scale * rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float16)
+
+    def folded(name, *shape):
+        add(f"{name}_weights", *shape)
+        add(f"{name}_bn_offset", shape[2] if name.endswith("depthwise") else shape[-1])
+
+    at = "center_net_mobile_net_v2fpn_feature_extractor/model_1/"
+    folded(f"{at}model/Conv1/Conv2D", 3, 3, 3, width)
+    into, block, taps = width, 0, {}
+    for stage, (expansion, channels, units, _) in enumerate(STAGES, start=1):
+        for _ in range(units):
+            name, wide = f"{at}model/block_{block}" if block else f"{at}model/expanded_conv", into * expansion
+            if expansion > 1:
+                folded(f"{name}_expand/Conv2D", 1, 1, into, wide)
+            folded(f"{name}_depthwise/depthwise", 3, 3, wide, 1)
+            arrays[f"{name}_depthwise/depthwise_weights"][:, :, ::2] *= 100
+            arrays[f"{name}_depthwise/depthwise_bn_offset"][::2] *= 100
+            into, block = channels * width // 32, block + 1
+            folded(f"{name}_project/Conv2D", 1, 1, wide, into)
+        taps[stage] = into
+    folded(f"{at}model/Conv_1/Conv2D", 1, 1, into, 1280)
+    for name, into, out in (
+        ("conv2d", 1280, 64), ("conv2d_1", taps[4], 64), ("conv2d_2", taps[3], 32), ("conv2d_3", taps[2], 24)
+    ):  # fmt: skip
+        add(f"{at}{name}/Conv2D/ReadVariableOp", 1, 1, into, out)
+        add(f"{at}{name}/BiasAdd/ReadVariableOp", out)
+    for name, into, out in (
+        ("separable_conv2d", 64, 32),
+        ("separable_conv2d_1", 32, 24),
+        ("separable_conv2d_2", 24, 24),
+    ):
+        add(f"{at}{name}/separable_conv2d/ReadVariableOp", 3, 3, into, 1)
+        folded(f"{at}{name}/separable_conv2d", 1, 1, into, out)
+    for head, number, out in (("kpt_heatmap_0", 4, 17), ("kpt_offset_0", 6, 34)):
+        add(f"{head}/separable_conv2d_{number}/separable_conv2d/ReadVariableOp", 3, 3, 24, 1)
+        add(f"{head}/separable_conv2d_{number}/separable_conv2d/ReadVariableOp_1", 1, 1, 24, 96)
+        add(f"{head}/separable_conv2d_{number}/BiasAdd/ReadVariableOp", 96)
+        add(f"{head}/conv2d_{number + 1}/Conv2D/ReadVariableOp", 1, 1, 96, out)
+        add(f"{head}/conv2d_{number + 1}/BiasAdd/ReadVariableOp", out)
+    return arrays
+
+
+def write_graph_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A TensorFlow.js graph model of half-precision weights, in two files as the converter cuts them."""
+    data = b"".join(array.tobytes() for array in arrays.values())
+    (path.parent / "a.bin").write_bytes(data[:1001])
+    (path.parent / "b.bin").write_bytes(data[1001:])
+    half = {"dtype": "float16", "original_dtype": "float32"}
+    weights = [
+        {"name": f"StatefulPartitionedCall/{name}", "shape": array.shape, "dtype": "float32", "quantization": half}
+        for name, array in arrays.items()
+    ]
+    path.write_text(json.dumps({"weightsManifest": [{"paths": ["a.bin", "b.bin"], "weights": weights}]}))
+
+
+def run_movenet(arrays: dict[str, np.ndarray], image: jax.Array) -> jax.Array:
+    """The published graph as its file lists it: SAME convolutions, bias, relu6; bilinear upsampling; heatmap logits."""
+    arrays = {name.rsplit("model_1/")[-1].removeprefix("model/"): jnp.float32(array) for name, array in arrays.items()}
+
+    def conv(x, name, stride=1, bias=None):
+        kernel, groups = arrays[name], 1
+        if kernel.shape[2] == x.shape[-1] and kernel.shape[3] == 1:
+            kernel, groups = kernel.reshape(3, 3, 1, -1), x.shape[-1]
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+        return x if bias is None else x + arrays[bias]
+
+    def folded(x, name, stride=1):
+        return conv(x, f"{name}_weights", stride, f"{name}_bn_offset")
+
+    def plain(x, name):
+        return conv(x, f"{name}/Conv2D/ReadVariableOp", 1, f"{name}/BiasAdd/ReadVariableOp")
+
+    x = jax.nn.relu6(folded(image / 127.5 - 1, "Conv1/Conv2D", 2))
+    block, taps = 0, {}
+    for stage, (expansion, _, units, stride) in enumerate(STAGES, start=1):
+        for unit in range(units):
+            name, before = f"block_{block}" if block else "expanded_conv", x
+            if expansion > 1:
+                x = jax.nn.relu6(folded(x, f"{name}_expand/Conv2D"))
+            x = jax.nn.relu6(folded(x, f"{name}_depthwise/depthwise", 1 if unit else stride))
+            x = folded(x, f"{name}_project/Conv2D")
+            x, block = x + before if unit else x, block + 1
+        taps[stage] = x
+    x = plain(jax.nn.relu6(folded(x, "Conv_1/Conv2D")), "conv2d")
+    for i, (name, stage) in enumerate((("separable_conv2d", 4), ("separable_conv2d_1", 3), ("separable_conv2d_2", 2))):
+        x = jax.image.resize(x, (*taps[stage].shape[:3], x.shape[-1]), "bilinear") + plain(
+            taps[stage], f"conv2d_{i + 1}"
+        )
+        x = jax.nn.relu(folded(conv(x, f"{name}/separable_conv2d/ReadVariableOp"), f"{name}/separable_conv2d"))
+    head = "kpt_heatmap_0/separable_conv2d_4"
+    x = conv(x, f"{head}/separable_conv2d/ReadVariableOp")
+    x = jax.nn.relu(conv(x, f"{head}/separable_conv2d/ReadVariableOp_1", 1, f"{head}/BiasAdd/ReadVariableOp"))
+    return plain(x, "kpt_heatmap_0/conv2d_5")
+
+
+def test_a_movenet_starts_as_the_estimator_it_was(tmp_path):
+    """The refiner's fresh network with imported weights gives the graph's own heatmaps, whatever the input pose."""
+    arrays = movenet_arrays(np.random.default_rng(0), width=8)
+    write_graph_model(tmp_path / "model.json", arrays)
+    said = import_movenet(tmp_path / "model.json", tmp_path / "ours.npz")
+    assert said.startswith("movenet") and said.endswith("left out: kpt_offset_0")
+    model = ModelConfig(
+        "movenet", width=8, head_channels=96, crop_hw=(64, 96), image_mean=(127.5,) * 3, image_std=(127.5,) * 3
+    )
+    spec = RefinerSpec(COCO, model, (True,) * 17)
+    image = jax.random.uniform(jax.random.key(0), (2, 64, 96, 3), maxval=255.0)
+    pose = (jnp.full((2, 17, 2), 30.0), jnp.ones((2, 17), bool))
+    fresh = jax.jit(spec.network().init)(jax.random.key(1), image, *pose)
+    merged = with_backbone(jax.device_get(fresh), tmp_path / "ours.npz", "movenet")
+    assert jax.tree.structure(merged) == jax.tree.structure(fresh)
+    wanted = jax.jit(run_movenet)(arrays, image)
+    assert np.std(wanted) > 0.01
+    np.testing.assert_allclose(
+        jax.jit(spec.network().apply)(merged, image, *pose), wanted, rtol=2e-3, atol=2e-3 * np.abs(wanted).max()
+    )
+    sizes = [
+        np.sqrt((leaf**2).mean() * np.prod(leaf.shape[:-1]))
+        for path, leaf in jax.tree.leaves_with_path(merged["params"]["backbone"]["stage3_1"])
+        if path[-1].key == "kernel"
+    ]
+    np.testing.assert_allclose(sizes, 2**0.5, rtol=0.01)
+
+    with pytest.raises(PosefixError, match="1 arrays do not fit: head/kernel"):
+        two = RefinerSpec(POSETRACK, model, (True,) * 17)
+        heads = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), abstract_variables(two))
+        kernel = heads["params"]["head"]["kernel"]
+        heads["params"]["head"]["kernel"] = kernel[..., :16]
+        with_backbone(heads, tmp_path / "ours.npz", "movenet")
+    del arrays["kpt_heatmap_0/conv2d_5/BiasAdd/ReadVariableOp"]
+    write_graph_model(tmp_path / "model.json", arrays)
+    with pytest.raises(PosefixError, match="has 'kpt_heatmap_0/conv2d_5/BiasAdd/ReadVariableOp', this file has not"):
+        import_movenet(tmp_path / "model.json", tmp_path / "ours.npz")
+    (tmp_path / "b.bin").write_bytes(b"")
+    with pytest.raises(PosefixError, match="model.json: not a TensorFlow.js graph model"):
+        import_movenet(tmp_path / "model.json", tmp_path / "ours.npz")
 
 
 def test_backbones_that_do_not_fit_are_refused(tmp_path, capsys):

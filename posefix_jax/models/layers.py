@@ -12,11 +12,15 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
 class Conv(nn.Module):
-    """A bias-free (by default) convolution over [B, H, W, C] with (k - 1) / 2 zeros on every side."""
+    """A bias-free (by default) convolution over [B, H, W, C] with (k - 1) / 2 zeros on every side.
+
+    `offset` 1 moves every window by one pixel right and down, as TensorFlow's SAME does at stride 2 on even sides.
+    """
 
     features: int
     kernel: int
     stride: int = 1
+    offset: int = 0
     use_bias: bool = False
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = he_normal
@@ -34,7 +38,7 @@ class Conv(nn.Module):
                 x,
                 kernel,
                 (self.stride, self.stride),
-                [(pad, pad), (pad, pad)],
+                [(pad - self.offset, pad + self.offset)] * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
@@ -66,49 +70,52 @@ def transposed_conv_by_phase(x: Array, kernel: Array) -> Array:
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, features)
 
 
-def depthwise_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C"], stride: int) -> Float[Array, "B h w C"]:
-    """One 3x3 kernel a channel, one zero on every side, by the formulation that suits the backend."""
+def depthwise_conv(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C"], stride: int, offset: int = 0
+) -> Float[Array, "B h w C"]:
+    """One 3x3 kernel a channel, one zero on every side, by the formulation that suits the backend; `offset`: `Conv`."""
 
     def native(x, kernel):
         return jax.lax.conv_general_dilated(
             x,
             kernel[:, :, None],
             (stride, stride),
-            [(1, 1), (1, 1)],
+            [(1 - offset, 1 + offset)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
         )
 
-    by_shift = functools.partial(depthwise_conv_by_shift, stride=stride)
+    by_shift = functools.partial(depthwise_conv_by_shift, stride=stride, offset=offset)
     return jax.lax.platform_dependent(x, kernel, cpu=by_shift, default=native)
 
 
-def _taps(padded: Array, h: int, w: int, stride: int) -> list[Array]:
-    """The nine shifted views, [..., h / stride, w / stride, C], of an array padded by one."""
+def _taps(x: Array, stride: int, offset: int) -> list[Array]:
+    """The nine shifted views, [..., h / stride, w / stride, C], of [..., h, w, C] amid zeros."""
+    h, w = x.shape[-3:-1]
+    pad = (1 - offset, 1 + offset)
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [pad, pad, (0, 0)])
     return [padded[..., i : i + h : stride, j : j + w : stride, :] for i in range(3) for j in range(3)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise_conv_by_shift(x: Array, kernel: Array, stride: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv_by_shift(x: Array, kernel: Array, stride: int, offset: int = 0) -> Array:
     """Nine shifted products, which XLA:CPU fuses; up to 60 times faster there than a grouped convolution."""
-    _, h, w, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = _taps(padded, h, w, stride)
-    return sum(tap * weight for tap, weight in zip(taps, kernel.reshape(9, channels), strict=True))
+    taps = _taps(x, stride, offset)
+    return sum(tap * weight for tap, weight in zip(taps, kernel.reshape(9, x.shape[-1]), strict=True))
 
 
-def _depthwise_forward(x, kernel, stride):
-    return depthwise_conv_by_shift(x, kernel, stride), (x, kernel)
+def _depthwise_forward(x, kernel, stride, offset):
+    return depthwise_conv_by_shift(x, kernel, stride, offset), (x, kernel)
 
 
-def _depthwise_backward(stride, saved, gradient):
+def _depthwise_backward(stride, offset, saved, gradient):
     x, kernel = saved
-    _, h, w, channels = x.shape
-    to_x = jax.vjp(lambda x: depthwise_conv_by_shift.__wrapped__(x, kernel, stride), x)[1](gradient)[0]
+    channels = x.shape[-1]
+    to_x = jax.vjp(lambda x: depthwise_conv_by_shift.__wrapped__(x, kernel, stride, offset), x)[1](gradient)[0]
 
     def add_sample(total, sample):  # one sample at a time: its taps stay in the cache
         x, gradient = sample
-        taps = _taps(jnp.pad(x, ((1, 1), (1, 1), (0, 0))), h, w, stride)
+        taps = _taps(x, stride, offset)
         return total + jnp.stack([(tap * gradient).sum((0, 1)) for tap in taps]), None
 
     to_kernel, _ = jax.lax.scan(add_sample, jnp.zeros((9, channels), gradient.dtype), (x, gradient))
@@ -119,15 +126,16 @@ depthwise_conv_by_shift.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class DepthwiseConv(nn.Module):
-    """A bias-free 3x3 convolution of each channel by itself, kernel stored as [3, 3, C]."""
+    """A bias-free 3x3 convolution of each channel by itself, kernel stored as [3, 3, C]; `offset`: `Conv`."""
 
     stride: int = 1
+    offset: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.truncated_normal((2 / 9) ** 0.5), (3, 3, x.shape[-1]))
-        return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.offset)
 
 
 class TransposedConv(nn.Module):
@@ -156,16 +164,20 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation in float32 over the global batch (under `jit` a mean over a sharded axis is global)."""
+    """Batch normalisation in float32 over the global batch (under `jit` a mean over a sharded axis is global).
+
+    `frozen`: by the running statistics in training too.
+    """
 
     epsilon: float = 1e-5
     momentum: float = 0.99
+    frozen: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         return nn.BatchNorm(
-            use_running_average=not train,
+            use_running_average=not train or self.frozen,
             momentum=self.momentum,
             epsilon=self.epsilon,
             dtype=self.dtype,

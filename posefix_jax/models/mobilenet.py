@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -18,6 +19,7 @@ class InvertedUnit(nn.Module):
     expansion: int
     channels: int
     stride: int
+    offset: int
     norm: Callable[..., nn.Module]
     dtype: DTypeLike
 
@@ -27,7 +29,7 @@ class InvertedUnit(nn.Module):
         if self.expansion != 1:
             x = Conv(self.expansion * x.shape[-1], 1, dtype=self.dtype, name="expand")(x)
             x = nn.relu6(self.norm(name="expand_norm")(x, train=train))
-        x = DepthwiseConv(self.stride, dtype=self.dtype, name="depthwise")(x)
+        x = DepthwiseConv(self.stride, self.offset, dtype=self.dtype, name="depthwise")(x)
         x = nn.relu6(self.norm(name="depthwise_norm")(x, train=train))
         x = Conv(self.channels, 1, dtype=self.dtype, name="project")(x)
         x = self.norm(name="project_norm")(x, train=train)
@@ -35,27 +37,44 @@ class InvertedUnit(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """[B, H, W, C] to features at a 4th, 8th, 16th and 32nd; `width` is the stem's channels, 32 in the standard one."""
+    """[B, H, W, C] to the outputs of the stages named by `taps`, counted from 1.
+
+    `width` is the stem's channels, 32 in the standard network; wider ones round channels to eights, as the paper does.
+    `offset` 1 lays the windows of stride 2 as TensorFlow's SAME does (`Conv`). No gradient goes back through the first
+    `frozen` stages. `side` [B, H / 4, W / 4, D] joins stage 2's output by a 1x1 convolution that starts at zero.
+    """
 
     width: int
     norm: Callable[..., nn.Module]
     dtype: DTypeLike
+    taps: tuple[int, ...] = (2, 3, 5, 7)
+    offset: int = 0
+    frozen: int = 0
 
     @nn.compact
-    def __call__(self, x, *, train: bool) -> list[Array]:
-        x = Conv(self.width, 3, 2, dtype=self.dtype, name="stem")(x)
+    def __call__(self, x, side: Array | None = None, *, train: bool) -> list[Array]:
+        x = Conv(self.width, 3, 2, self.offset, dtype=self.dtype, name="stem")(x)
         x = nn.relu6(self.norm(name="stem_norm")(x, train=train))
-        features = []
-        for stage, (expansion, channels, units, stride) in enumerate(STAGES):
-            if stride == 2:
-                features.append(x)
+        outputs = []
+        for stage, (expansion, channels, units, stride) in enumerate(STAGES, start=1):
+            channels = channels * self.width // 32
+            if self.width > 32:
+                channels = max(8, (channels + 4) // 8 * 8)
             for unit in range(units):
+                step = 1 if unit else stride
                 x = InvertedUnit(
                     expansion,
-                    channels * self.width // 32,
-                    1 if unit else stride,
+                    channels,
+                    step,
+                    self.offset * (step == 2),
                     self.norm,
                     self.dtype,
-                    name=f"stage{stage + 1}_{unit + 1}",
+                    name=f"stage{stage}_{unit + 1}",
                 )(x, train=train)
-        return [*features[1:], x]
+            if stage == self.frozen:
+                x = jax.lax.stop_gradient(x)
+            if stage == 2 and side is not None:
+                join = Conv(channels, 1, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="pose_in")
+                x = x + join(side)
+            outputs.append(x)
+        return [outputs[tap - 1] for tap in self.taps]

@@ -14,6 +14,7 @@ from posefix_jax import geometry, heatmaps
 from posefix_jax.geometry import Frame
 from posefix_jax.models.layers import BatchNorm, Conv, TransposedConv
 from posefix_jax.models.mobilenet import MobileNetV2
+from posefix_jax.models.movenet import MoveNet
 from posefix_jax.models.resnet import STAGES, ResNet
 from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import PosefixError, nearest_names
@@ -22,7 +23,7 @@ STRIDE = 4
 """Crop pixels a heatmap cell: 32 of the backbone, halved by three transposed convolutions."""
 
 
-BACKBONES = (*STAGES, "mobilenet_v2")
+BACKBONES = (*STAGES, "mobilenet_v2", "movenet")
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class ModelConfig:
     """
 
     backbone: str = "resnet50"
-    """resnet18, resnet34, resnet50, resnet101, resnet152 or mobilenet_v2"""
+    """resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2, or movenet (MobileNetV2 with a feature pyramid)"""
     width: int = 64
-    """channels of the stem; 64 in the standard ResNets and 32 in MobileNetV2, fewer for a narrower one"""
+    """channels of the stem; 64 in the standard ResNets, 32 in MobileNetV2 and MoveNet Lightning, 56 in MoveNet Thunder"""
     head_channels: int = 256
-    """channels of the three transposed convolutions"""
+    """channels of the three transposed convolutions; of movenet's last layer, 96 in the published ones"""
     skips: bool = False
     """add the backbone's features at a 16th, 8th and 4th, each through a 1x1 convolution, to those three"""
     crop_hw: tuple[int, int] = (256, 192)
@@ -63,12 +64,22 @@ class ModelConfig:
     """of batch normalisation"""
     norm_momentum: float = 0.99
     """of the running statistics"""
+    freeze_norm: bool = False
+    """normalise by the running statistics in training too, and leave them as they are"""
+    frozen_stages: int = 0
+    """stages of a mobilenet_v2 or movenet, and the stem before them, whose weights stay as they are"""
 
     def __post_init__(self):
         if self.backbone not in BACKBONES:
             raise PosefixError(f"unknown backbone {self.backbone!r}: {nearest_names(self.backbone, BACKBONES)}")
-        if self.backbone == "mobilenet_v2" and self.width % 2:
-            raise PosefixError(f"a mobilenet_v2 needs an even model.width (32 is the standard one), found {self.width}")
+        if self.backbone in ("mobilenet_v2", "movenet") and self.width % 2:
+            raise PosefixError(
+                f"a {self.backbone} needs an even model.width (32 is the standard one), found {self.width}"
+            )
+        if self.frozen_stages and self.backbone not in ("mobilenet_v2", "movenet"):
+            raise PosefixError(f"model.frozen_stages is for mobilenet_v2 and movenet, not for a {self.backbone}")
+        if self.backbone == "movenet" and self.skips:
+            raise PosefixError("model.skips adds skips to transposed convolutions, and movenet has none: leave it off")
         if self.width < 1 or self.head_channels < 1 or self.pose_sigma <= 0:
             raise PosefixError(
                 "model.width, head_channels and pose_sigma must be positive, found "
@@ -112,7 +123,11 @@ class RefinerNetwork(nn.Module):
             crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, config.frame)
             return one(name="refiner")(image, crop_xy, ~absent, train=train)
         norm = functools.partial(
-            BatchNorm, epsilon=config.norm_epsilon, momentum=config.norm_momentum, dtype=self.dtype
+            BatchNorm,
+            epsilon=config.norm_epsilon,
+            momentum=config.norm_momentum,
+            frozen=config.freeze_norm,
+            dtype=self.dtype,
         )
         image = (image - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
         if config.pose_input == "gaussian":
@@ -125,8 +140,22 @@ class RefinerNetwork(nn.Module):
 
         maps = config.pose_amplitude * jax.vmap(render)(crop_xy, present)
         x = jnp.concatenate([image, maps], axis=-1)
+        if config.backbone == "movenet":
+            network = MoveNet(
+                config.width, config.head_channels, config.frozen_stages, norm, self.dtype, name="backbone"
+            )
+            x = network(x, train=train)
+        else:
+            x = self._deconvolved(x, norm, train)
+        # Standard deviation 0.01: paper, section 6.
+        head = Conv(self.num_joints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.01), name="head")
+        return head(x.astype(jnp.float32))
+
+    def _deconvolved(self, x, norm, train: bool):
+        """The backbone's features at a 32nd, through three transposed convolutions."""
+        config = self.config
         if config.backbone == "mobilenet_v2":
-            backbone = MobileNetV2(config.width, norm, self.dtype, name="backbone")
+            backbone = MobileNetV2(config.width, norm, self.dtype, frozen=config.frozen_stages, name="backbone")
         else:
             backbone = ResNet(config.backbone, config.width, norm, self.dtype, name="backbone")
         *finer, x = backbone(x, train=train)
@@ -135,9 +164,7 @@ class RefinerNetwork(nn.Module):
             if config.skips:
                 x = x + Conv(config.head_channels, 1, dtype=self.dtype, name=f"skip{i + 1}")(finer[2 - i])
             x = nn.relu(norm(name=f"up{i + 1}_norm")(x, train=train))
-        # Standard deviation 0.01: paper, section 6.
-        head = Conv(self.num_joints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.01), name="head")
-        return head(x.astype(jnp.float32))
+        return x
 
 
 def compute_dtype() -> DTypeLike:

@@ -68,12 +68,17 @@ def import_backbone(path: Path, out: Path) -> str:
     if missing:
         raise PosefixError(f"{path}: a {backbone} without {len(missing)} of its arrays: {', '.join(missing[:6])} ...")
     left = sorted(set(arrays) - used - {name for name in arrays if name.endswith("num_batches_tracked")})
+    return save_backbone(out, backbone, path, found, left)
+
+
+def save_backbone(out: Path, backbone: str, source: Path, arrays: Arrays, left: list[str]) -> str:
+    """Writes what `load_backbone` reads; keys are `params/...` and `batch_stats/...`, `left` what was not taken."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as file:
-        np.savez(file, **found, backbone=np.asarray(json.dumps({"backbone": backbone, "source": path.name})))
-    total = sum(array.size for key, array in found.items() if key.startswith("params/"))
+        np.savez(file, **arrays, backbone=np.asarray(json.dumps({"backbone": backbone, "source": source.name})))
+    total = sum(array.size for key, array in arrays.items() if key.startswith("params/"))
     return f"{backbone}, {total / 1e6:.1f} M weights, to {out}; train with --init {out}" + (
-        f"\nnot of the backbone, left out: {', '.join(left)}" if left else ""
+        f"\nnot of the network, left out: {', '.join(left)}" if left else ""
     )
 
 
@@ -100,7 +105,9 @@ def load_backbone(path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 
 def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[str, Any]:
-    """A refiner's fresh variables with the imported backbone in place; the stem's pose channels stay as they are.
+    """A refiner's fresh variables with the imported backbone in place, and the head where the file has one.
+
+    The stem's pose channels stay as they are, and so do the layers by which the pose enters a movenet.
 
     Raises:
       PosefixError: it is another network, or shapes differ (all are listed).
@@ -117,11 +124,18 @@ def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[
 
     def replace(old, new, place):
         if isinstance(old, dict):
-            return {key: replace(value, new[key], f"{place}/{key}") for key, value in old.items()}
+            fresh = {"pose_in", "pose_mix"} - set(new)
+            return {
+                key: value if key in fresh else replace(value, new[key], f"{place}/{key}") for key, value in old.items()
+            }
         if old.shape != new.shape:
             wrong.append(f"{place} {tuple(new.shape)}, expected {tuple(old.shape)}")
         return new
 
+    head = params.pop("head", variables["params"]["head"])
+    variables = variables | {
+        "params": variables["params"] | {"head": replace(variables["params"]["head"], head, "head")}
+    }
     merged = {
         collection: {
             **variables[collection],

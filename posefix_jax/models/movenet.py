@@ -1,0 +1,51 @@
+"""The network of MoveNet (Votel & Li 2021) as a refiner: MobileNetV2, a feature pyramid, and the pose beside the image."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from posefix_jax.models.layers import Conv, DepthwiseConv
+from posefix_jax.models.mobilenet import MobileNetV2
+
+PYRAMID = (64, 32, 24, 24)
+"""channels of the pyramid at a 32nd, 16th, 8th and 4th"""
+
+
+class MoveNet(nn.Module):
+    """Image and pose maps [B, H, W, 3 + K] to features [B, H / 4, W / 4, features], for a 1x1 head.
+
+    Layers, channels and alignment are those of the published Lightning (`width` 32) and Thunder (56), whose weights
+    `posefix import movenet` reads. The pose, averaged over the heatmap's cells, goes in at a 4th and before the last
+    layer, both times through a 1x1 convolution that starts at zero: the network starts as the plain estimator it was,
+    and its first `frozen` stages, the dearest to train, may stay so.
+    """
+
+    width: int
+    features: int
+    frozen: int
+    norm: Callable[..., nn.Module]
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
+        b, h, w, _ = x.shape
+        pose = x[..., 3:].reshape(b, h // 4, 4, w // 4, 4, -1).mean((2, 4))
+        trunk = MobileNetV2(self.width, self.norm, self.dtype, taps=(2, 3, 4, 7), offset=1, frozen=self.frozen)
+        nn.share_scope(self, trunk)  # its weights lie where those of any backbone lie
+        *finer, x = trunk(x[..., :3], pose, train=train)
+        x = nn.relu6(self.norm(name="last_norm")(Conv(1280, 1, dtype=self.dtype, name="last")(x), train=train))
+        x = Conv(PYRAMID[0], 1, use_bias=True, dtype=self.dtype, name="top")(x)
+        for i, channels in enumerate(PYRAMID[1:], start=1):
+            b, h, w, before = x.shape
+            x = jax.image.resize(x, (b, 2 * h, 2 * w, before), "bilinear")
+            x = x + Conv(before, 1, use_bias=True, dtype=self.dtype, name=f"lateral{i}")(finer[-i])
+            x = DepthwiseConv(dtype=self.dtype, name=f"merge{i}_depthwise")(x)
+            x = Conv(channels, 1, dtype=self.dtype, name=f"merge{i}")(x)
+            x = nn.relu(self.norm(name=f"merge{i}_norm")(x, train=train))
+        x = DepthwiseConv(dtype=self.dtype, name="last_depthwise")(x)
+        x = Conv(self.features, 1, use_bias=True, dtype=self.dtype, name="mix")(x)
+        x = x + Conv(self.features, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="pose_mix")(pose)
+        return nn.relu(x)

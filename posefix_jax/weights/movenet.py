@@ -1,0 +1,103 @@
+"""MoveNet's published weights (TensorFlow.js graph models, batch normalisation folded in) as a network to train from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from posefix_jax.models.mobilenet import STAGES
+from posefix_jax.types import PosefixError
+from posefix_jax.weights.backbone import Arrays, save_backbone
+
+_PREFIXES = ("StatefulPartitionedCall/", "center_net_mobile_net_v2fpn_feature_extractor/", "model_1/", "model/")
+_FOLDED = {"stem": "Conv1/Conv2D", "last": "Conv_1/Conv2D"}
+"""convolutions whose norm the file holds folded: ours, theirs; the units' and the pyramid's are added below"""
+_PLAIN = {"top": "conv2d", "lateral1": "conv2d_1", "lateral2": "conv2d_2", "lateral3": "conv2d_3"}
+"""1x1 convolutions with a bias"""
+
+
+def read_graph_model(path: Path) -> Arrays:
+    """The named arrays of a TensorFlow.js graph model: its `.json`, the `.bin` files beside it.
+
+    Raises:
+      PosefixError: no such file, or it is not such a model, or one of its files is missing or short.
+    """
+    if not path.is_file():
+        raise PosefixError(f"{path}: no such weights file")
+    arrays = {}
+    try:
+        for group in json.loads(path.read_text())["weightsManifest"]:
+            data, at = b"".join((path.parent / name).read_bytes() for name in group["paths"]), 0
+            for weight in group["weights"]:
+                dtype = np.dtype(weight.get("quantization", weight)["dtype"])
+                array = np.frombuffer(data, dtype, int(np.prod(weight["shape"], dtype=int)), at)
+                at += array.nbytes
+                name = weight["name"]
+                for prefix in _PREFIXES:
+                    name = name.removeprefix(prefix)
+                arrays[name] = array.reshape(weight["shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PosefixError(f"{path}: not a TensorFlow.js graph model ({type(error).__name__}: {error})") from error
+    return arrays
+
+
+def import_movenet(path: Path, out: Path) -> str:
+    """Writes Lightning's or Thunder's trunk, pyramid and heatmap head as an `.npz` file that `--init` takes.
+
+    Each folded convolution is written as kernels of He's size and a norm of their scale, so that an optimiser sees
+    weights of one size (the file's own span 0.5 to 230). Returns a line that says what was read and what left.
+
+    Raises:
+      PosefixError: the file cannot be read, or lacks arrays.
+    """
+    arrays = read_graph_model(path)
+    used: set[str] = set()
+    found: Arrays = {}
+
+    def take(name: str) -> np.ndarray:
+        if name not in arrays:
+            raise PosefixError(
+                f"{path}: a MoveNet (tfhub.dev/google/movenet/singlepose) has {name!r}, this file has not"
+            )
+        used.add(name)
+        return np.asarray(arrays[name], np.float32)
+
+    def folded(ours: str, theirs: str, norm: str | None = None) -> None:
+        norm = norm or f"{ours}_norm"
+        depthwise = theirs.endswith("/depthwise")
+        kernel = take(f"{theirs}_weights")
+        kernel = kernel[..., 0] if depthwise else kernel
+        axes = tuple(range(kernel.ndim - 1))
+        size = np.sqrt((kernel**2).mean(axes) * np.prod(kernel.shape[:-1]) / 2)
+        size = np.maximum(size, 1e-6)
+        found[f"params/{ours}/kernel"] = kernel / size
+        found[f"params/{norm}/norm/scale"] = size
+        found[f"params/{norm}/norm/bias"] = take(f"{theirs}_bn_offset")
+        found[f"batch_stats/{norm}/norm/mean"] = np.zeros_like(size)
+        found[f"batch_stats/{norm}/norm/var"] = np.ones_like(size)
+
+    for ours, theirs in _FOLDED.items():
+        folded(ours, theirs)
+    block = 0
+    for stage, (expansion, _, units, _) in enumerate(STAGES):
+        for unit in range(units):
+            ours, theirs = f"stage{stage + 1}_{unit + 1}", f"block_{block}" if block else "expanded_conv"
+            if expansion != 1:
+                folded(f"{ours}/expand", f"{theirs}_expand/Conv2D")
+            folded(f"{ours}/depthwise", f"{theirs}_depthwise/depthwise")
+            folded(f"{ours}/project", f"{theirs}_project/Conv2D")
+            block += 1
+    for ours, theirs in _PLAIN.items():
+        found[f"params/{ours}/kernel"] = take(f"{theirs}/Conv2D/ReadVariableOp")
+        found[f"params/{ours}/bias"] = take(f"{theirs}/BiasAdd/ReadVariableOp")
+    for i, theirs in enumerate(("separable_conv2d", "separable_conv2d_1", "separable_conv2d_2"), start=1):
+        found[f"params/merge{i}_depthwise/kernel"] = take(f"{theirs}/separable_conv2d/ReadVariableOp")[..., 0]
+        folded(f"merge{i}", f"{theirs}/separable_conv2d")
+    head = "kpt_heatmap_0/separable_conv2d_4"
+    found["params/last_depthwise/kernel"] = take(f"{head}/separable_conv2d/ReadVariableOp")[..., 0]
+    found["params/mix/kernel"] = take(f"{head}/separable_conv2d/ReadVariableOp_1")
+    found["params/mix/bias"] = take(f"{head}/BiasAdd/ReadVariableOp")
+    found["params/head/kernel"] = take("kpt_heatmap_0/conv2d_5/Conv2D/ReadVariableOp")
+    found["params/head/bias"] = take("kpt_heatmap_0/conv2d_5/BiasAdd/ReadVariableOp")
+    left = sorted({name.split("/")[0] for name in set(arrays) - used if name.startswith(("kpt_", "center_"))})
+    return save_backbone(out, "movenet", path, found, left)
