@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 def seconds(run: Callable[[], object], *, repeats: int = 5) -> list[float]:
@@ -21,6 +23,16 @@ def seconds(run: Callable[[], object], *, repeats: int = 5) -> list[float]:
         jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
     return times
+
+
+def peak_rates(dtype: DTypeLike) -> tuple[float, float]:
+    """What the device reaches now: operations a second of a large matrix product, bytes a second of a large copy."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size), dtype)
+    product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    operations = 2 * size**3 / min(seconds(lambda: product(matrix, matrix), repeats=3))
+    large = jnp.ones(2**27, "uint8")
+    return operations, 2 * large.nbytes / min(seconds(lambda: copy(large), repeats=3))
 
 
 def _bare(argument: str) -> str:

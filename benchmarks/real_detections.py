@@ -92,7 +92,8 @@ def _variants(options, decode: dict, out: Path) -> dict:
         "min score 0.4": ({}, {"min_score": 0.4}),
         "rescored": ({}, {"rescore": True}),
         "OKS-NMS 0.9": ({}, {"oks_nms": 0.9}),
-        "min KS 0": ({"min_ks": 0.0}, {}),
+        "keep margin 0.05": ({"keep_margin": 0.05}, {}),
+        "min KS 0.5": ({"min_ks": 0.5}, {}),
     }
     figures: dict = {name: {} for name in variants}
     for name, (of_refiner, of_job) in variants.items():

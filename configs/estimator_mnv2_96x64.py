@@ -1,9 +1,9 @@
 """The paper's IntegralPose in small: the refiner's network without an input pose, a plain estimator from boxes.
 
-    posefix import mobilenet mobilenetv2.pth --out runs/mobilenet_v2.npz
     posefix train configs/estimator_mnv2_96x64.py
 
-Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands). The studies in docs/studies.md start from it.
+Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands) and runs/mobilenet_v2.npz, which
+configs/lspet_mnv2_128x96.py tells how to get. The studies in docs/studies.md start from it.
 """
 
 from posefix_jax.augment import AugmentConfig

@@ -20,6 +20,7 @@ from posefix_jax.evaluation.profile import (
     TOGETHER,
     calibration,
     corrections,
+    ks_changes,
     oks_changes,
     plain_rows,
     shares,
@@ -176,6 +177,7 @@ def _change(annotations: Annotations, before: _Side, after: _Side, samples: int)
         "worse": int((changes < -1e-6).sum()),
         "same": int((np.abs(changes) <= 1e-6).sum()),
         "mean_oks": float(changes.mean()) if len(changes) else 0.0,
+        "ks": ks_changes(before.matched, after.matched, annotations.skeleton),
         "oks_histogram": {
             "counts": counts[shown].tolist(),
             "edges": edges[shown.start : shown.stop + 1].round(3).tolist(),
@@ -280,6 +282,12 @@ def table_of(report: dict, out: Path) -> str:
         )
     if double:
         low, high = report["change"]["interval"]
+        ks = [
+            f"{of['bin']} {of['before']:.3f} -> {of['after']:.3f}"
+            for of in report["change"]["ks"]
+            if of["by"] != "joint"
+        ]
+        lines.append(f"mean KS of labelled joints of people matched in both: {', '.join(ks)}")
         lines.append(f"AP changes by {report['change']['AP']:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}]")
     lines.append(f"page: {out / 'index.html'}")
     return "\n".join(lines)

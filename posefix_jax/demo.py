@@ -135,11 +135,10 @@ def demo(options: DemoOptions) -> str:
     for name in ("AP", "AP50", "AP75"):
         lines.append(f"{name:18s} {scores['before'][name]:8.3f} {scores['after'][name]:8.3f}")
     left_out = [joint for joint, on in zip(COCO.joints, trained, strict=True) if not on]
-    lines += [
-        "",
-        f"{len(left_out)} joints that this refiner was not trained on stayed as they were: {', '.join(left_out)}",
-        f"pictures, before and after (median, best, worst of each person): {options.out / 'pictures'}",
-    ]
+    lines.append("")
+    if left_out:
+        lines.append(f"not trained on, so left as they were: {', '.join(left_out)}")
+    lines.append(f"pictures, before and after (median, best, worst of each person): {options.out / 'pictures'}")
     return "\n".join(lines)
 
 

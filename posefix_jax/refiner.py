@@ -73,7 +73,8 @@ class Refiner:
     Attributes:
       spec: skeleton, sizes, frames, decoding.
       identity: changes with the weights; an interrupted job goes on only with the same.
-      batch_size: crops a step; more are run in several, fewer are padded, so nothing compiles twice.
+      batch_size: crops a step; more are run in several. Fewer are padded, to a 16th or a quarter of it where that is
+        enough: a single person need not wait for a batch, and no more than three programs are compiled.
     """
 
     def __init__(
@@ -313,7 +314,10 @@ class Refiner:
 
     def start(self, crops: list[Crop]):
         """Sends up to `batch_size` crops to the devices and returns at once; `finish` waits for the outcome."""
-        fill = self.batch_size - len(crops)
+        size, devices = self.batch_size, self._mesh.size
+        while size > self.batch_size // 16 and size % (4 * devices) == 0 and size // 4 >= len(crops):
+            size //= 4
+        fill = size - len(crops)
         batch = [np.stack([crop[field] for crop in crops]) for field in (0, 2, 3)]
         batch = [np.concatenate([array, np.zeros((fill, *array.shape[1:]), array.dtype)]) for array in batch]
         return crops, self._step(self._variables, *place_batch(self._mesh, tuple(batch)))

@@ -139,6 +139,13 @@ def test_before_and_after(files, capsys):
     assert change["AP"] == pytest.approx(report["after"]["figures"]["AP"] - report["before"]["figures"]["AP"])
     assert sum(change["oks_histogram"]["counts"]) == change["people"] == 6
     assert change["better"] + change["worse"] + change["same"] == 6
+    distance = ((matched.xy - matched.true_xy) ** 2).sum(axis=-1)
+    ks = np.exp(-distance / (2 * matched.area[:, None] * (2 * np.array(COCO.sigmas)) ** 2))
+    total, by_joint = change["ks"][0], [of for of in change["ks"] if of["by"] == "joint"]
+    assert total["after"] == pytest.approx(ks[matched.labelled].mean())
+    assert total["after"] > total["before"]
+    assert [of["joints"] for of in by_joint] == matched.labelled.sum(axis=0)[matched.labelled.any(axis=0)].tolist()
+    assert "mean KS of labelled joints" in text and "Mean KS of labelled joints" in html
     rows = list(csv.DictReader((out / "errors.csv").read_text().splitlines()))
     assert len(rows) == sum(len(report[side]["shares"]) for side in ("before", "after"))
     assert {row["file"] for row in rows} == {"before", "after"}

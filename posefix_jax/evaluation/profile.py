@@ -6,6 +6,7 @@ import numpy as np
 
 from posefix_jax.evaluation.errors import Matched
 from posefix_jax.evaluation.intervals import clustered
+from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import KINDS, ErrorKind
 
@@ -165,3 +166,27 @@ def oks_changes(before: Matched, after: Matched) -> np.ndarray:
     """[C, 2] person and change of OKS (after - before) of the people whom both sides match."""
     both, i, j = np.intersect1d(before.person, after.person, return_indices=True)
     return np.column_stack([both, after.oks[j] - before.oks[i]])
+
+
+def ks_changes(before: Matched, after: Matched, skeleton: Skeleton) -> list[dict]:
+    """Mean KS of labelled joints before and after, in people whom both sides match: in total, by group and by joint.
+
+    A joint that a side left out has KS 0. Each is `by`, `bin`, `joints` (how many), `before`, `after`.
+    """
+    _, i, j = np.intersect1d(before.person, after.person, return_indices=True)
+    labelled = before.labelled[i]
+    ks = [
+        np.where(side.present, keypoint_similarity(side.xy, side.true_xy, side.area, skeleton), 0.0)[pairs]
+        for side, pairs in ((before, i), (after, j))
+    ]
+    groups, joints = np.array(skeleton.groups), np.arange(skeleton.num_joints)
+    bins = [("total", "all", np.ones(len(joints), bool))]
+    bins += [("group", group, groups == group) for group in dict.fromkeys(skeleton.groups)]
+    bins += [("joint", name, joints == joint) for joint, name in enumerate(skeleton.joints)]
+    found = []
+    for by, name, where in bins:
+        of = labelled & where
+        if of.any():
+            means = {side: float(values[of].mean()) for side, values in zip(("before", "after"), ks, strict=True)}
+            found.append({"by": by, "bin": name, "joints": int(of.sum()), **means})
+    return found

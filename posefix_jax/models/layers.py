@@ -91,10 +91,15 @@ def depthwise_conv(
 
 def _taps(x: Array, stride: int, offset: int) -> list[Array]:
     """The nine shifted views, [..., h / stride, w / stride, C], of [..., h, w, C] amid zeros."""
-    h, w = x.shape[-3:-1]
-    pad = (1 - offset, 1 + offset)
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [pad, pad, (0, 0)])
-    return [padded[..., i : i + h : stride, j : j + w : stride, :] for i in range(3) for j in range(3)]
+    *lead, h, w, channels = x.shape
+    pad, whole = (1 - offset, 1 + offset, 0), (0, 0, 0)
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), (*[whole] * len(lead), pad, pad, whole))
+
+    def view(i, j):  # `lax` instead of indices: a quarter of the time to trace a network
+        ends, strides = (*lead, i + h, j + w, channels), (*[1] * len(lead), stride, stride, 1)
+        return jax.lax.slice(padded, (*[0] * len(lead), i, j, 0), ends, strides)
+
+    return [view(i, j) for i in range(3) for j in range(3)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -205,6 +205,8 @@ def _change(change) -> str:
         hist["counts"], hist["edges"], title="change of OKS a person", x_label="change of OKS (after - before)"
     )
     text += _figure("Change of OKS of each person (grey: the bin around 0)", chart)
+    rows = [[of["bin"], str(of["joints"]), f"{of['before']:.4f}", f"{of['after']:.4f}"] for of in change["ks"]]
+    text += "<h3>Mean KS of labelled joints</h3>" + _table(["", "joints", "before", "after"], rows)
     states, counts = change["transitions"]["states"], change["transitions"]["counts"]
     head = "<th>before \\ after</th>" + "".join(f"<th>{escape(s)}</th>" for s in states) + "<th>joints</th>"
     body = ""
