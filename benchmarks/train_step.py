@@ -15,7 +15,7 @@ from posefix_jax.augment import AugmentConfig
 from posefix_jax.config import Config
 from posefix_jax.models import ModelConfig, RefinerSpec
 from posefix_jax.optimizer import make_optimizer
-from posefix_jax.sharding import data_mesh
+from posefix_jax.sharding import compiler_options, data_mesh
 from posefix_jax.skeleton import COCO
 from posefix_jax.step import Batch, InputConfig, make_train_step, make_training_pose, make_update_step, sample_keys
 from posefix_jax.synthesis import PAPER, from_model
@@ -56,8 +56,12 @@ def main() -> None:
         keys = sample_keys(root, batch.epoch, batch.sample)
         return jax.vmap(lambda key, record: make_training_pose(key, record, **options))(keys, batch)
 
-    full = jax.jit(make_train_step(**options, optimizer=optimizer), donate_argnums=0)
-    bare = jax.jit(make_update_step(spec=spec, optimizer=optimizer), donate_argnums=0)
+    full = jax.jit(
+        make_train_step(**options, optimizer=optimizer), donate_argnums=0, compiler_options=compiler_options()
+    )
+    bare = jax.jit(
+        make_update_step(spec=spec, optimizer=optimizer), donate_argnums=0, compiler_options=compiler_options()
+    )
     made = samples(batch, root)
 
     def repeated(step, *arguments):

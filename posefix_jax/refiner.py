@@ -20,7 +20,7 @@ from posefix_jax.checkpoints import load_refiner
 from posefix_jax.data.images import UnreadableImage, ordered_map, warp_affine
 from posefix_jax.data.sources import Images
 from posefix_jax.models import RefinerSpec
-from posefix_jax.sharding import data_mesh, place_batch, replicated, split
+from posefix_jax.sharding import compiler_options, data_mesh, place_batch, replicated, split
 from posefix_jax.step import Network, make_refine_step
 from posefix_jax.types import PosefixError
 
@@ -97,6 +97,7 @@ class Refiner:
             make_refine_step(network, spec, flip=flip, iterations=iterations),
             in_shardings=(replicated(self._mesh), *(split(self._mesh),) * 3),
             out_shardings=split(self._mesh),
+            compiler_options=compiler_options(),
         )
 
     @classmethod

@@ -1,5 +1,6 @@
 """The only builder of a Mesh: data parallelism, the batch split over every device, the state on each."""
 
+import functools
 import os
 import platform
 import socket
@@ -115,6 +116,23 @@ def keep_compiled() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """For `jax.jit` of whatever runs a network: on a CPU, matrix products by XLA's own kernels.
+
+    XLA's default on x86 is a library whose reductions are the faster ones and whose products, at a network's shapes, the
+    slower (docs/scaling.md has figures). Empty on other devices, and where XLA does not know the option.
+    """
+    own_products = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=own_products).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return own_products
 
 
 def data_mesh() -> Mesh:

@@ -25,7 +25,7 @@ from posefix_jax.feed import Feed
 from posefix_jax.models import RefinerSpec, compute_dtype
 from posefix_jax.monitor import Monitor, NotFinite
 from posefix_jax.optimizer import learning_rate, make_optimizer
-from posefix_jax.sharding import data_mesh, join_processes, replicated, split
+from posefix_jax.sharding import compiler_options, data_mesh, join_processes, replicated, split
 from posefix_jax.step import TrainState, make_train_step
 from posefix_jax.synthesis import Synthesizer, make_synthesizer
 from posefix_jax.types import PosefixError
@@ -82,6 +82,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
             in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
             out_shardings=(replicated(mesh), replicated(mesh)),
             donate_argnums=0,
+            compiler_options=compiler_options(),
         )
 
         state = initial_state(config, spec, optimizer, mesh)

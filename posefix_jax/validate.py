@@ -11,7 +11,7 @@ from posefix_jax.data.pipeline import People, evaluation_batches
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, truth_of
 from posefix_jax.geometry import joint_extent
 from posefix_jax.models import RefinerSpec
-from posefix_jax.sharding import data_mesh, place_batch, replicated, split
+from posefix_jax.sharding import compiler_options, data_mesh, place_batch, replicated, split
 from posefix_jax.step import Batch, make_eval_step
 from posefix_jax.synthesis import make_synthesizer
 from posefix_jax.types import PosefixError
@@ -62,6 +62,7 @@ class Validator:
                 make_eval_step(spec=spec, synthesize=paper if kind == "synthetic" else None),
                 in_shardings=(replicated(self.mesh), split(self.mesh), replicated(self.mesh)),
                 out_shardings=replicated(self.mesh),
+                compiler_options=compiler_options(),
             )
             for kind in self.kinds
         }

@@ -1,0 +1,79 @@
+"""A minute's look at the figures that a change could spoil on a CPU: ratios to the machine, and to the last ones kept.
+
+    python benchmarks/guard.py [--write]
+
+`--write` keeps them in benchmarks/results/guard.jsonl. Each is a ratio within this run, so that it means the same on
+another machine: shares of the limit as in benchmarks/peer.py, refinement end to end over the bare
+forward pass, the start of the command over Python's. `now/kept` of below 0.8 deserves a look; timings of a shared machine vary by a tenth.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from measure import seconds, write_result
+from peer import ours
+
+from posefix_jax.refiner import Refiner
+
+
+def shares_of_the_limit() -> dict:
+    """Forward pass and training step of ResNet-18 at 256x192, batch 8."""
+    programs = ours(argparse.Namespace(backbones=["resnet18"], crop=(256, 192), batch=8, xla_defaults=False))
+    found = {}
+    for name, (run, limit) in programs.items():
+        run()
+        rounds = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            for _ in range(3):
+                run()
+            took = time.perf_counter() - begun
+            rounds.append(3 * limit() / took)
+        found[f"{name}_roofline"] = float(np.median(rounds))
+    return found
+
+
+def refinement() -> dict:
+    """The shipped refiner on poses of a photograph at hand, over its forward pass on crops at hand."""
+    refiner = Refiner.load(batch_size=16)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (480, 640, 3), np.uint8)
+    poses = np.concatenate([rng.uniform(100, 400, (64, 17, 2)), np.ones((64, 17, 1))], axis=2)
+    crops = [refiner.crop(image, pose) for pose in poses[:16]]
+    bare = min(seconds(lambda: refiner.start(crops)[1], repeats=3)) / 16
+    begun = time.perf_counter()
+    for _ in refiner.stream(((i, pose) for i, pose in enumerate(poses)), lambda name: image):
+        pass
+    whole = (time.perf_counter() - begun) / len(poses)
+    return {"refine_over_forward": bare / whole}
+
+
+def start() -> dict:
+    """Seconds of an interpreter, over those of `posefix --help`."""
+
+    def of(*arguments: str) -> float:
+        def run():
+            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+        return min(seconds(run, repeats=3))
+
+    return {"help_over_python": of("-c", "pass") / of("-m", "posefix_jax.cli", "--help")}
+
+
+def main() -> None:
+    figures = {name: round(value, 3) for name, value in (shares_of_the_limit() | refinement() | start()).items()}
+    kept = Path(__file__).parent / "results" / "guard.jsonl"
+    before = json.loads(kept.read_text().splitlines()[-1]) if kept.exists() else {}
+    for name, value in figures.items():
+        was = f"{before[name]:8.3f} kept, now/kept {value / before[name]:.2f}" if name in before else ""
+        print(f"{name:24s} {value:8.3f}  {was}", file=sys.stderr)
+    write_result("guard", figures)
+
+
+if __name__ == "__main__":
+    main()
