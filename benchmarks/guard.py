@@ -3,8 +3,9 @@
     python benchmarks/guard.py [--write]
 
 `--write` keeps them in benchmarks/results/guard.jsonl. Each is a ratio within this run, so that it means the same on
-another machine: shares of the limit as in benchmarks/peer.py, refinement end to end over the bare
-forward pass, the start of the command over Python's. `now/kept` of below 0.8 deserves a look; timings of a shared machine vary by a tenth.
+another machine: shares of the limit as in benchmarks/peer.py, refinement end to end over the bare forward pass, the
+start of Python over that of the command. `now/kept` of below 0.8 deserves a look; timings of a shared machine vary by a
+tenth.
 """
 
 import argparse
@@ -24,18 +25,10 @@ from posefix_jax.refiner import Refiner
 def shares_of_the_limit() -> dict:
     """Forward pass and training step of ResNet-18 at 256x192, batch 8."""
     programs = ours(argparse.Namespace(backbones=["resnet18"], crop=(256, 192), batch=8, xla_defaults=False))
-    found = {}
-    for name, (run, limit) in programs.items():
-        run()
-        rounds = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            for _ in range(3):
-                run()
-            took = time.perf_counter() - begun
-            rounds.append(3 * limit() / took)
-        found[f"{name}_roofline"] = float(np.median(rounds))
-    return found
+    return {
+        f"{name}_roofline": float(np.median([limit() / np.mean(seconds(run, repeats=3)) for _ in range(3)]))
+        for name, (run, limit) in programs.items()
+    }
 
 
 def refinement() -> dict:

@@ -135,10 +135,10 @@ def ours(options: argparse.Namespace) -> dict:
     poses = TrainingPose(crop=crops, crop_xy=xy, valid=present, area=jnp.full(len(xy), 1e4), input=given)
     network = spec.network()
     variables = jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats})
-    options_of = {} if options.xla_defaults else {"compiler_options": compiler_options()}
-    update = jax.jit(make_update_step(spec=spec, optimizer=optimizer), donate_argnums=0, **options_of)
+    chosen = {} if options.xla_defaults else compiler_options()
+    update = jax.jit(make_update_step(spec=spec, optimizer=optimizer), donate_argnums=0, compiler_options=chosen)
     update = update.lower(state, poses).compile()
-    apply = jax.jit(network.apply, **options_of).lower(variables, crops, xy, present).compile()
+    apply = jax.jit(network.apply, compiler_options=chosen).lower(variables, crops, xy, present).compile()
 
     def forward():
         jax.block_until_ready(apply(variables, crops, xy, present))

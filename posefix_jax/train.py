@@ -23,6 +23,7 @@ from posefix_jax.data.coco import read_json, write_json
 from posefix_jax.data.pipeline import People
 from posefix_jax.feed import Feed
 from posefix_jax.models import RefinerSpec, compute_dtype
+from posefix_jax.models.movenet import POSE_LAYERS
 from posefix_jax.monitor import Monitor, NotFinite
 from posefix_jax.optimizer import learning_rate, make_optimizer
 from posefix_jax.sharding import compiler_options, data_mesh, join_processes, replicated, split
@@ -253,7 +254,7 @@ def _rejoin(variables: dict, joints: tuple[str, ...], fresh: dict, wanted: tuple
 
     params, start = dict(variables["params"]), fresh["params"]
     # Where the pose goes in, after how many channels of the image: movenet's stem sees none of it.
-    entries = {"pose_in": 0, "pose_mix": 0} if "pose_in" in params["backbone"] else {"stem": 3}
+    entries = dict.fromkeys(POSE_LAYERS, 0) if POSE_LAYERS[0] in params["backbone"] else {"stem": 3}
     params["backbone"] = params["backbone"] | {
         name: {"kernel": exchange(start["backbone"][name]["kernel"], params["backbone"][name]["kernel"], 2, before)}
         for name, before in entries.items()

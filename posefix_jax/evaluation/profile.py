@@ -53,14 +53,19 @@ def shares(matched: Matched, skeleton: Skeleton) -> list[Share]:
     return found
 
 
-def _divisions(matched: Matched, skeleton: Skeleton):
-    """(division, bin, [M, K] or [M, 1] or [1, K] mask)."""
-    yield "total", "all", np.ones((1, 1), bool)
+def _divisions_of_joints(skeleton: Skeleton):
+    """(division, bin, [1, K] mask): in total, by group and by joint."""
     groups = np.array(skeleton.groups)
+    yield "total", "all", np.ones((1, len(groups)), bool)
     for group in dict.fromkeys(skeleton.groups):
         yield "group", group, (groups == group)[None]
     for joint, name in enumerate(skeleton.joints):
         yield "joint", name, (np.arange(len(groups)) == joint)[None]
+
+
+def _divisions(matched: Matched, skeleton: Skeleton):
+    """(division, bin, [M, 1] or [1, K] mask)."""
+    yield from _divisions_of_joints(skeleton)
     of_person = {
         "labelled joints": (matched.count, {"<= 5": (0, 5), "6-10": (6, 10), "> 10": (11, np.inf)}),
         "overlap": (matched.overlap, {"0": (0, 0), "1-2": (1, 2), ">= 3": (3, np.inf)}),
@@ -179,12 +184,8 @@ def ks_changes(before: Matched, after: Matched, skeleton: Skeleton) -> list[dict
         np.where(side.present, keypoint_similarity(side.xy, side.true_xy, side.area, skeleton), 0.0)[pairs]
         for side, pairs in ((before, i), (after, j))
     ]
-    groups, joints = np.array(skeleton.groups), np.arange(skeleton.num_joints)
-    bins = [("total", "all", np.ones(len(joints), bool))]
-    bins += [("group", group, groups == group) for group in dict.fromkeys(skeleton.groups)]
-    bins += [("joint", name, joints == joint) for joint, name in enumerate(skeleton.joints)]
     found = []
-    for by, name, where in bins:
+    for by, name, where in _divisions_of_joints(skeleton):
         of = labelled & where
         if of.any():
             means = {side: float(values[of].mean()) for side, values in zip(("before", "after"), ks, strict=True)}

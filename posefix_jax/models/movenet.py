@@ -12,6 +12,8 @@ from posefix_jax.models.mobilenet import MobileNetV2
 
 PYRAMID = (64, 32, 24, 24)
 """channels of the pyramid at a 32nd, 16th, 8th and 4th"""
+POSE_LAYERS = ("pose_in", "pose_mix")
+"""the 1x1 convolutions by which the pose goes in, which the published networks have not"""
 
 
 class MoveNet(nn.Module):

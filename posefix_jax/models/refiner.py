@@ -72,11 +72,12 @@ class ModelConfig:
     def __post_init__(self):
         if self.backbone not in BACKBONES:
             raise PosefixError(f"unknown backbone {self.backbone!r}: {nearest_names(self.backbone, BACKBONES)}")
-        if self.backbone in ("mobilenet_v2", "movenet") and self.width % 2:
+        mobile = self.backbone in ("mobilenet_v2", "movenet")
+        if mobile and self.width % 2:
             raise PosefixError(
                 f"a {self.backbone} needs an even model.width (32 is the standard one), found {self.width}"
             )
-        if self.frozen_stages and self.backbone not in ("mobilenet_v2", "movenet"):
+        if self.frozen_stages and not mobile:
             raise PosefixError(f"model.frozen_stages is for mobilenet_v2 and movenet, not for a {self.backbone}")
         if self.backbone == "movenet" and self.skips:
             raise PosefixError("model.skips adds skips to transposed convolutions, and movenet has none: leave it off")

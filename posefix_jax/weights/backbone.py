@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from posefix_jax.models.mobilenet import STAGES as MOBILENET_STAGES
+from posefix_jax.models.movenet import POSE_LAYERS
 from posefix_jax.models.resnet import STAGES as RESNET_STAGES
 from posefix_jax.types import PosefixError
 
@@ -124,7 +125,7 @@ def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[
 
     def replace(old, new, place):
         if isinstance(old, dict):
-            fresh = {"pose_in", "pose_mix"} - set(new)
+            fresh = set(POSE_LAYERS) - set(new)
             return {
                 key: value if key in fresh else replace(value, new[key], f"{place}/{key}") for key, value in old.items()
             }

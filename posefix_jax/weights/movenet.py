@@ -62,14 +62,12 @@ def import_movenet(path: Path, out: Path) -> str:
         used.add(name)
         return np.asarray(arrays[name], np.float32)
 
-    def folded(ours: str, theirs: str, norm: str | None = None) -> None:
-        norm = norm or f"{ours}_norm"
-        depthwise = theirs.endswith("/depthwise")
-        kernel = take(f"{theirs}_weights")
-        kernel = kernel[..., 0] if depthwise else kernel
+    def folded(ours: str, theirs: str) -> None:
+        norm, kernel = f"{ours}_norm", take(f"{theirs}_weights")
+        if theirs.endswith("/depthwise"):
+            kernel = kernel[..., 0]
         axes = tuple(range(kernel.ndim - 1))
-        size = np.sqrt((kernel**2).mean(axes) * np.prod(kernel.shape[:-1]) / 2)
-        size = np.maximum(size, 1e-6)
+        size = np.maximum(np.sqrt((kernel**2).mean(axes) * np.prod(kernel.shape[:-1]) / 2), 1e-6)
         found[f"params/{ours}/kernel"] = kernel / size
         found[f"params/{norm}/norm/scale"] = size
         found[f"params/{norm}/norm/bias"] = take(f"{theirs}_bn_offset")
