@@ -19,6 +19,7 @@ import numpy as np
 from measure import seconds, write_result
 from peer import ours
 
+from posefix_jax.cli import use_huge_pages
 from posefix_jax.refiner import Refiner
 
 
@@ -69,4 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

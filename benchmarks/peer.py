@@ -5,7 +5,7 @@
 
 The same network, inputs and precision: float32 on a CPU, bfloat16 on a GPU. PyTorch runs channels-last and through
 torch.compile (`--eager`: as written), ours with the compiler options of `posefix_jax.sharding` (`--xla-defaults`:
-without). Each side is a process of its own that waits while the other one works. `ratio` is our rate over PyTorch's,
+without) and the huge pages that the `posefix` command asks for (`--torch-huge-pages`: PyTorch too). Each side is a process of its own that waits while the other one works. `ratio` is our rate over PyTorch's,
 above 1 ours is faster, its spread is over the rounds. `roofline` is the share of the limit: the time that the compiled
 program's operations take at the rate of a large matrix product, or its bytes at that of a large copy, whichever is
 longer, over the time it took.
@@ -36,10 +36,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--xla-defaults", action="store_true")
+    parser.add_argument("--torch-huge-pages", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
+        if options.side == "ours" or options.torch_huge_pages:
+            from posefix_jax.cli import use_huge_pages
+
+            use_huge_pages()
         serve(ours(options) if options.side == "ours" else torchs(options))
         return
     figures = {"crop": list(options.crop), "batch": options.batch}
@@ -55,6 +60,7 @@ def compare(backbone: str, options: argparse.Namespace) -> dict:
     command = [sys.executable, __file__, "--backbones", backbone, "--batch", str(options.batch)]
     command += ["--crop", *map(str, options.crop), *(["--eager"] if options.eager else [])]
     command += ["--xla-defaults"] if options.xla_defaults else []
+    command += ["--torch-huge-pages"] if options.torch_huge_pages else []
     sides = {
         side: subprocess.Popen([*command, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for side in ("ours", "torch")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from measure import seconds, write_result
 
+from posefix_jax.cli import use_huge_pages
 from posefix_jax.refine import RefineOptions, refine_rows
 from posefix_jax.refiner import Crop, Refiner
 
@@ -51,4 +52,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

@@ -20,6 +20,7 @@ from measure import write_result
 
 from posefix_jax.augment import AugmentConfig
 from posefix_jax.checkpoints import Checkpointer
+from posefix_jax.cli import use_huge_pages
 from posefix_jax.config import Config, DataConfig
 from posefix_jax.data.pipeline import People, to_arrays
 from posefix_jax.feed import Feed
@@ -178,4 +179,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

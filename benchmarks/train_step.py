@@ -12,6 +12,7 @@ import numpy as np
 from measure import seconds, write_result
 
 from posefix_jax.augment import AugmentConfig
+from posefix_jax.cli import use_huge_pages
 from posefix_jax.config import Config
 from posefix_jax.models import ModelConfig, RefinerSpec
 from posefix_jax.optimizer import make_optimizer
@@ -92,4 +93,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

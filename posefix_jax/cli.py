@@ -1,5 +1,6 @@
 """The `posefix` command. Imports a job, and all it needs, only when that job is asked for."""
 
+import os
 import sys
 
 from posefix_jax.types import PosefixError, nearest_names
@@ -32,7 +33,8 @@ posefix JOB --help lists the options of a job."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, or 2 for a mistake of the user's."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    own_process = arguments is None
+    arguments = sys.argv[1:] if own_process else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP)
         return 0
@@ -45,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if job not in _JOBS:
             raise PosefixError(f"unknown job {job!r}: {nearest_names(job, _JOBS)}")
+        if own_process:
+            use_huge_pages()
         return globals()[f"_{job}"](rest)
     except PosefixError as error:
         print(f"posefix: {' '.join(str(error).split())}", file=sys.stderr)
@@ -59,6 +63,17 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def use_huge_pages() -> None:
+    """Starts this process anew with glibc's huge pages, a setting that is read only then. Nothing where one is given.
+
+    XLA:CPU asks for its memory afresh at every call: by small pages that is a fifth of a training step, and a third or
+    more of refinement (docs/scaling.md).
+    """
+    if sys.platform == "linux" and sys.executable and "GLIBC_TUNABLES" not in os.environ:
+        environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _parse(options, rest: list[str], job: str, **more):

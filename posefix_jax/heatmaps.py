@@ -4,14 +4,26 @@ One person a call, `vmap` to batch; crop pixels or heatmap cells as the names sa
 strides and frames are static.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def render_gaussians(
+class SeparableMaps(NamedTuple):
+    """Maps whose every value is one of its row times one of its column: those of a pose, which need not be drawn."""
+
+    rows: Float[Array, "*B H K"]
+    columns: Float[Array, "*B W K"]
+
+    def drawn(self) -> Float[Array, "*B H W K"]:
+        return self.rows[..., :, None, :] * self.columns[..., None, :, :]
+
+
+def gaussians(
     crop_xy: Float[Array, "K 2"], present: Bool[Array, " K"], *, crop_hw: tuple[int, int], sigma: float
-) -> Float[Array, "H W K"]:
+) -> SeparableMaps:
     """The coarse input pose: a Gaussian of height 1 a joint, `sigma` in crop pixels. Paper, section 5.2.
 
     A joint that is not present has an empty map, whatever its coordinates hold.
@@ -19,7 +31,7 @@ def render_gaussians(
     xy = jnp.where(present[:, None], crop_xy, 0.0)
     rows = jnp.exp(-0.5 * ((jnp.arange(crop_hw[0], dtype=xy.dtype)[:, None] - xy[None, :, 1]) / sigma) ** 2)
     columns = jnp.exp(-0.5 * ((jnp.arange(crop_hw[1], dtype=xy.dtype)[:, None] - xy[None, :, 0]) / sigma) ** 2)
-    return jnp.where(present, rows, 0.0)[:, None, :] * columns[None, :, :]
+    return SeparableMaps(jnp.where(present, rows, 0.0), columns)
 
 
 def _hat(position: Float[Array, " K"], size: int) -> Float[Array, "S K"]:
@@ -30,12 +42,12 @@ def _hat(position: Float[Array, " K"], size: int) -> Float[Array, "S K"]:
     return weight / jnp.where(total > 0, total, 1.0)
 
 
-def encode_one_hot(heat_xy: Float[Array, "K 2"], heat_hw: tuple[int, int]) -> Float[Array, "h w K"]:
+def one_hot(heat_xy: Float[Array, "K 2"], heat_hw: tuple[int, int]) -> SeparableMaps:
     """The fine target: bilinear weights of the cells around each joint. Paper, section 5.2.
 
     Corners outside the map drop out and the rest are renormalised; a joint a whole cell outside has an empty map.
     """
-    return _hat(heat_xy[:, 1], heat_hw[0])[:, None, :] * _hat(heat_xy[:, 0], heat_hw[1])[None, :, :]
+    return SeparableMaps(_hat(heat_xy[:, 1], heat_hw[0]), _hat(heat_xy[:, 0], heat_hw[1]))
 
 
 def probabilities(logits: Float[Array, "h w K"]) -> Float[Array, "h w K"]:
@@ -60,7 +72,7 @@ def argmax(heatmap: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
 
 
 def soft_argmax(probability: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
-    """The mean position under each joint's probability map, in heatmap cells. Inverts `encode_one_hot`."""
+    """The mean position under each joint's probability map, in heatmap cells. Inverts `one_hot`."""
     h, w, _ = probability.shape
     x = jnp.einsum("wk,w->k", probability.sum(axis=0), jnp.arange(w, dtype=jnp.float32))
     y = jnp.einsum("hk,h->k", probability.sum(axis=1), jnp.arange(h, dtype=jnp.float32))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from posefix_jax.heatmaps import encode_one_hot, probabilities, render_gaussians, soft_argmax
+from posefix_jax.heatmaps import gaussians, one_hot, probabilities, soft_argmax
 from posefix_jax.types import PosefixError
 
 
@@ -65,11 +65,11 @@ def integral_loss(
     heat_hw = logits.shape[1:3]
     heatmap, coordinate = jnp.zeros(valid.shape), jnp.zeros(heat_xy.shape)
     if config.heatmap == "gaussian":
-        target = jax.vmap(lambda xy, on: render_gaussians(xy, on, crop_hw=heat_hw, sigma=config.sigma))(heat_xy, valid)
-        heatmap = ((logits - target) ** 2).sum(axis=(1, 2))
+        target = jax.vmap(lambda xy, on: gaussians(xy, on, crop_hw=heat_hw, sigma=config.sigma))(heat_xy, valid)
+        heatmap = ((logits - target.drawn()) ** 2).sum(axis=(1, 2))
     elif config.heatmap == "one-hot":
-        target = jax.vmap(lambda xy: encode_one_hot(xy, heat_hw))(heat_xy)
-        heatmap = -(target * jax.nn.log_softmax(logits, axis=(1, 2))).sum(axis=(1, 2))
+        target = jax.vmap(lambda xy: one_hot(xy, heat_hw))(heat_xy)
+        heatmap = -(target.drawn() * jax.nn.log_softmax(logits, axis=(1, 2))).sum(axis=(1, 2))
     if config.coordinate:
         predicted = jax.vmap(lambda one: soft_argmax(probabilities(one)))(logits)
         coordinate = jnp.abs(predicted - heat_xy)

@@ -72,7 +72,7 @@ def identity_network(spec: RefinerSpec):
 
     def network(variables, image, crop_xy, present):
         heat_xy = crop_to_heat(crop_xy, STRIDE, spec.model.frame)
-        target = jax.vmap(lambda xy: heatmaps.encode_one_hot(xy, spec.model.heat_hw))(heat_xy)
+        target = jax.vmap(lambda xy: heatmaps.one_hot(xy, spec.model.heat_hw).drawn())(heat_xy)
         return jnp.log(jnp.maximum(target, 1e-30))
 
     return network

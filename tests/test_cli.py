@@ -1,6 +1,7 @@
 """The command as a user types it: one clear line and exit code 2 for every mistake of theirs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,26 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0 and "refine" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize("given", [None, "glibc.malloc.perturb=0"])
+def test_a_job_runs_with_huge_pages(given):
+    """Started anew with the setting and the same arguments, once; not where the user has settings of their own."""
+    code = (
+        "import os; print(os.environ.get('GLIBC_TUNABLES'), flush=True); "
+        "from posefix_jax.cli import main; raise SystemExit(main())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "evaluate", "nowhere.json", "--truth", "nowhere.json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ([given] if given else ["None", "glibc.malloc.hugetlb=1"])
+    assert done.returncode == 2 and "nowhere.json" in done.stderr
 
 
 def test_unknown_job(capsys):

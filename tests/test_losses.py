@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posefix_jax.heatmaps import argmax, render_gaussians
+from posefix_jax.heatmaps import argmax, gaussians
 from posefix_jax.losses import LossConfig, integral_loss
 from posefix_jax.types import PosefixError
 
@@ -49,7 +49,7 @@ def test_terms_can_be_left_out_and_the_target_be_a_gaussian():
     coordinate = integral_loss(logits, xy, valid, LossConfig("none"))
     assert heatmap == both | {"coordinate": 0} and coordinate == both | {"heatmap": 0}
     coarse = LossConfig("gaussian", coordinate=False, sigma=1.5)
-    target = render_gaussians(xy[0], valid[0], crop_hw=(6, 5), sigma=1.5)
+    target = gaussians(xy[0], valid[0], crop_hw=(6, 5), sigma=1.5).drawn()
     away = np.where(np.asarray(valid), np.asarray(((logits - target) ** 2).sum(axis=(1, 2))), 0).mean()
     np.testing.assert_allclose(integral_loss(logits, xy, valid, coarse)["heatmap"], away, rtol=1e-5)
     assert integral_loss(target[None], xy, valid, coarse)["heatmap"] == 0
@@ -60,7 +60,7 @@ def test_terms_can_be_left_out_and_the_target_be_a_gaussian():
 
 def test_argmax_goes_a_quarter_towards_the_higher_neighbour():
     xy = jnp.asarray([[2.3, 3.6], [0.0, 5.0], [2.0, 2.0]])
-    found = argmax(render_gaussians(xy, jnp.ones(3, bool), crop_hw=(6, 5), sigma=1.0))
+    found = argmax(gaussians(xy, jnp.ones(3, bool), crop_hw=(6, 5), sigma=1.0).drawn())
     np.testing.assert_allclose(found, [[2.25, 3.75], [0.0, 5.0], [2.0, 2.0]])
 
 

@@ -50,6 +50,33 @@ def test_conv_is_a_convolution(kernel, stride):
     np.testing.assert_allclose(layer.apply(variables, x), plain, atol=1e-4)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "offset"), [(7, 2, 0), (3, 2, 1), (3, 1, 0), (1, 1, 0)])
+def test_a_pose_is_convolved_as_if_its_maps_were_drawn(kernel, stride, offset):
+    """Values, and the gradients to the weights and to the pose."""
+    image = jax.random.normal(jax.random.key(0), (2, 16, 12, 3))
+    xy = jnp.asarray([[[3.2, 5.1], [11.7, 0.4]], [[-1.0, 8.0], [6.0, 15.5]]])
+    layer = Conv(5, kernel, stride, offset)
+
+    def maps(xy):
+        return jax.vmap(lambda one: heatmaps.gaussians(one, jnp.ones(2, bool), crop_hw=(16, 12), sigma=2.0))(xy)
+
+    def undrawn(variables, xy):
+        return layer.apply(variables, image, maps(xy))
+
+    def drawn(variables, xy):
+        return layer.apply(variables, jnp.concatenate([image, maps(xy).drawn()], axis=-1))
+
+    variables = layer.init(jax.random.key(1), image, maps(xy))
+    weight = jax.random.normal(jax.random.key(2), undrawn(variables, xy).shape)
+
+    def outcome(f):
+        gradients = jax.grad(lambda *inputs: (f(*inputs) * weight).sum(), (0, 1))(variables, xy)
+        return jax.tree.leaves((f(variables, xy), gradients))
+
+    for ours, plain in zip(outcome(undrawn), outcome(drawn), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-4)
+
+
 @pytest.mark.parametrize(("stride", "offset"), [(1, 0), (2, 0), (2, 1)])
 def test_depthwise_conv_by_shift_is_the_grouped_one(stride, offset):
     """Values and both gradients."""

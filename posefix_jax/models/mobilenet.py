@@ -7,6 +7,7 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from posefix_jax.heatmaps import SeparableMaps
 from posefix_jax.models.layers import Conv, DepthwiseConv
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -37,7 +38,7 @@ class InvertedUnit(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """[B, H, W, C] to the outputs of the stages named by `taps`, counted from 1.
+    """An image, and pose maps if any, to the outputs of the stages named by `taps`, counted from 1.
 
     `width` is the stem's channels, 32 in the standard network; wider ones round channels to eights, as the paper does.
     `offset` 1 lays the windows of stride 2 as TensorFlow's SAME does (`Conv`). No gradient goes back through the first
@@ -52,8 +53,10 @@ class MobileNetV2(nn.Module):
     frozen: int = 0
 
     @nn.compact
-    def __call__(self, x, side: Array | None = None, *, train: bool) -> list[Array]:
-        x = Conv(self.width, 3, 2, self.offset, dtype=self.dtype, name="stem")(x)
+    def __call__(
+        self, image, maps: SeparableMaps | None = None, side: Array | None = None, *, train: bool
+    ) -> list[Array]:
+        x = Conv(self.width, 3, 2, self.offset, dtype=self.dtype, name="stem")(image, maps)
         x = nn.relu6(self.norm(name="stem_norm")(x, train=train))
         outputs = []
         for stage, (expansion, channels, units, stride) in enumerate(STAGES, start=1):

@@ -7,6 +7,7 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from posefix_jax.heatmaps import SeparableMaps
 from posefix_jax.models.layers import Conv, DepthwiseConv
 from posefix_jax.models.mobilenet import MobileNetV2
 
@@ -17,7 +18,7 @@ POSE_LAYERS = ("pose_in", "pose_mix")
 
 
 class MoveNet(nn.Module):
-    """Image and pose maps [B, H, W, 3 + K] to features [B, H / 4, W / 4, features], for a 1x1 head.
+    """Image and pose maps to features [B, H / 4, W / 4, features], for a 1x1 head.
 
     Layers, channels and alignment are those of the published Lightning (`width` 32) and Thunder (56), whose weights
     `posefix import movenet` reads. The pose, averaged over the heatmap's cells, goes in at a 4th and before the last
@@ -32,12 +33,11 @@ class MoveNet(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
-        b, h, w, _ = x.shape
-        pose = x[..., 3:].reshape(b, h // 4, 4, w // 4, 4, -1).mean((2, 4))
+    def __call__(self, image: Float[Array, "B H W 3"], maps: SeparableMaps, *, train: bool) -> Float[Array, "B h w D"]:
+        pose = jax.tree.map(lambda line: line.reshape(len(line), -1, 4, line.shape[-1]).mean(2), maps).drawn()
         trunk = MobileNetV2(self.width, self.norm, self.dtype, taps=(2, 3, 4, 7), offset=1, frozen=self.frozen)
         nn.share_scope(self, trunk)  # its weights lie where those of any backbone lie
-        *finer, x = trunk(x[..., :3], pose, train=train)
+        *finer, x = trunk(image, side=pose, train=train)
         x = nn.relu6(self.norm(name="last_norm")(Conv(1280, 1, dtype=self.dtype, name="last")(x), train=train))
         x = Conv(PYRAMID[0], 1, use_bias=True, dtype=self.dtype, name="top")(x)
         for i, channels in enumerate(PYRAMID[1:], start=1):

@@ -132,34 +132,31 @@ class RefinerNetwork(nn.Module):
         )
         image = (image - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
         if config.pose_input == "gaussian":
-            render = functools.partial(heatmaps.render_gaussians, crop_hw=config.crop_hw, sigma=config.pose_sigma)
+            coarse = functools.partial(heatmaps.gaussians, crop_hw=config.crop_hw, sigma=config.pose_sigma)
+            maps = jax.vmap(coarse)(crop_xy, present)
         else:
-            some = config.pose_input != "none"
-
-            def render(xy, on):
-                return jnp.where(on & some, heatmaps.encode_one_hot(xy, config.crop_hw), 0.0)
-
-        maps = config.pose_amplitude * jax.vmap(render)(crop_xy, present)
-        x = jnp.concatenate([image, maps], axis=-1)
+            maps = jax.vmap(lambda xy: heatmaps.one_hot(xy, config.crop_hw))(crop_xy)
+            maps = maps._replace(rows=jnp.where((present & (config.pose_input != "none"))[:, None], maps.rows, 0.0))
+        maps = maps._replace(rows=config.pose_amplitude * maps.rows)
         if config.backbone == "movenet":
             network = MoveNet(
                 config.width, config.head_channels, config.frozen_stages, norm, self.dtype, name="backbone"
             )
-            x = network(x, train=train)
+            x = network(image, maps, train=train)
         else:
-            x = self._deconvolved(x, norm, train)
+            x = self._deconvolved(image, maps, norm, train)
         # Standard deviation 0.01: paper, section 6.
         head = Conv(self.num_joints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.01), name="head")
         return head(x.astype(jnp.float32))
 
-    def _deconvolved(self, x, norm, train: bool):
+    def _deconvolved(self, image, maps, norm, train: bool):
         """The backbone's features at a 32nd, through three transposed convolutions."""
         config = self.config
         if config.backbone == "mobilenet_v2":
             backbone = MobileNetV2(config.width, norm, self.dtype, frozen=config.frozen_stages, name="backbone")
         else:
             backbone = ResNet(config.backbone, config.width, norm, self.dtype, name="backbone")
-        *finer, x = backbone(x, train=train)
+        *finer, x = backbone(image, maps, train=train)
         for i in range(3):
             x = TransposedConv(config.head_channels, dtype=self.dtype, name=f"up{i + 1}")(x)
             if config.skips:

@@ -6,6 +6,7 @@ import flax.linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from posefix_jax.heatmaps import SeparableMaps
 from posefix_jax.models.layers import Conv, max_pool
 
 STAGES: Mapping[str, tuple[bool, tuple[int, ...]]] = {
@@ -47,7 +48,7 @@ class Unit(nn.Module):
 
 
 class ResNet(nn.Module):
-    """[B, H, W, C] to features at a 4th, 8th, 16th and 32nd; `width` is the stem's channels, 64 in the standard ones."""
+    """Image and pose maps to features at a 4th, 8th, 16th and 32nd; `width` is the stem's channels, 64 in the standard."""
 
     name_of_depth: str
     width: int
@@ -55,9 +56,9 @@ class ResNet(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, *, train: bool) -> list[Array]:
+    def __call__(self, image, maps: SeparableMaps, *, train: bool) -> list[Array]:
         bottleneck, stages = STAGES[self.name_of_depth]
-        x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem")(x)
+        x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem")(image, maps)
         x = max_pool(nn.relu(self.norm(name="stem_norm")(x, train=train)))
         features = []
         for stage, units in enumerate(stages):
