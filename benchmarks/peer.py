@@ -5,10 +5,10 @@
 
 The same network, inputs and precision: float32 on a CPU, bfloat16 on a GPU. PyTorch runs channels-last and through
 torch.compile (`--eager`: as written), ours with the compiler options of `posefix_jax.sharding` (`--xla-defaults`:
-without) and the huge pages that the `posefix` command asks for (`--torch-huge-pages`: PyTorch too). Each side is a process of its own that waits while the other one works. `ratio` is our rate over PyTorch's,
-above 1 ours is faster, its spread is over the rounds. `roofline` is the share of the limit: the time that the compiled
-program's operations take at the rate of a large matrix product, or its bytes at that of a large copy, whichever is
-longer, over the time it took.
+without) and the huge pages that the `posefix` command asks for (`--torch-huge-pages`: PyTorch too). Each side is a
+process of its own that waits while the other one works. `ratio` is our rate over PyTorch's, above 1 ours is faster, its
+spread is over the rounds. `roofline` is the share of the limit: the time that the compiled program's operations take at
+the rate of a large matrix product, or its bytes at that of a large copy, whichever is longer, over the time it took.
 """
 
 import argparse
