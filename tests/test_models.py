@@ -8,14 +8,8 @@ import pytest
 from posefix_jax import heatmaps
 from posefix_jax.geometry import heat_to_crop
 from posefix_jax.models import DecodeConfig, ModelConfig, RefinerSpec
-from posefix_jax.models.layers import (
-    Conv,
-    depthwise_conv,
-    depthwise_conv_by_shift,
-    max_pool,
-    transposed_conv,
-    transposed_conv_by_phase,
-)
+from posefix_jax.models.layers import Conv, depthwise_conv, max_pool, transposed_conv
+from posefix_jax.models.on_cpu import depthwise_conv_by_shift, transposed_conv_by_phase, winograd_conv, winograd_suits
 from posefix_jax.models.refiner import BACKBONES
 from posefix_jax.skeleton import COCO, Skeleton
 from posefix_jax.types import PosefixError
@@ -36,6 +30,24 @@ def test_transposed_conv_by_phase_is_the_native_one():
     for ours, theirs in zip(outcome(transposed_conv_by_phase), outcome(native), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     np.testing.assert_allclose(transposed_conv(x, kernel), native(x, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [(64, 96), (128, 160)])
+def test_winograd_conv_is_the_plain_one(channels):
+    """Values and both gradients; the kernel's is another one from 128 channels on."""
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, channels[0]))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, *channels))
+    weight = jax.random.normal(jax.random.key(2), (2, 6, 4, channels[1]))
+    assert winograd_suits(x.shape, kernel.shape) and not winograd_suits((2, 5, 4, channels[0]), kernel.shape)
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def outcome(f):
+        return f(x, kernel), *jax.grad(lambda x, k: (f(x, k) * weight).sum(), (0, 1))(x, kernel)
+
+    for ours, theirs in zip(outcome(winograd_conv), outcome(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])

@@ -9,6 +9,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from posefix_jax.heatmaps import SeparableMaps
+from posefix_jax.models.on_cpu import (
+    depthwise_conv_by_shift,
+    pixelwise,
+    transposed_conv_by_phase,
+    winograd_conv,
+    winograd_suits,
+)
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -40,13 +47,20 @@ class Conv(nn.Module):
             x = pixelwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
             pad = (self.kernel - 1) // 2
-            x = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                [(pad - self.offset, pad + self.offset)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+
+            def native(x, kernel):
+                return jax.lax.conv_general_dilated(
+                    x,
+                    kernel,
+                    (self.stride, self.stride),
+                    [(pad - self.offset, pad + self.offset)] * 2,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+
+            if (self.kernel, self.stride, self.offset) == (3, 1, 0) and winograd_suits(x.shape, kernel.shape):
+                x = jax.lax.platform_dependent(x, kernel, cpu=winograd_conv, default=native)
+            else:
+                x = native(x, kernel)
         if maps is not None:
             x = x + conv_of_separable(maps, of_maps, self.stride, self.offset, self.dtype)
         if self.use_bias:
@@ -105,28 +119,6 @@ def _along_both_backward(saved, gradient):
 _along_both.defvjp(lambda *inputs: (_along_both(*inputs), inputs), _along_both_backward)
 
 
-def pixelwise(x: Float[Array, "*N C"], kernel: Float[Array, "C D"]) -> Float[Array, "*N D"]:
-    """`x @ kernel` over a flat list of pixels: over several axes XLA:CPU transposes `x` for the kernel's gradient."""
-    return _pixels_times(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
-
-
-@jax.custom_vjp
-def _pixels_times(x: Float[Array, "N C"], kernel: Float[Array, "C D"]) -> Float[Array, "N D"]:
-    """A product whose gradient to the kernel has the factor with fewer channels first: XLA:CPU packs that one slowly."""
-    return x @ kernel
-
-
-def _pixels_times_backward(saved, gradient):
-    x, kernel = saved
-    few, many = (x, gradient) if x.shape[1] <= gradient.shape[1] else (gradient, x)
-    # Without the barrier XLA turns the product round again.
-    to_kernel = jax.lax.optimization_barrier(jax.lax.dot_general(few, many, (((0,), (0,)), ((), ()))))
-    return gradient @ kernel.T, to_kernel if few is x else to_kernel.T
-
-
-_pixels_times.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _pixels_times_backward)
-
-
 def transposed_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C D"]) -> Float[Array, "B 2*H 2*W D"]:
     """Upsamples by two: stride-2 transposed convolution, SAME, by the formulation that suits the backend."""
 
@@ -134,19 +126,6 @@ def transposed_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C D"])
         return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     return jax.lax.platform_dependent(x, kernel, cpu=transposed_conv_by_phase, default=native)
-
-
-def transposed_conv_by_phase(x: Array, kernel: Array) -> Array:
-    """Each of the four output phases is a 2x2 convolution; a pixel shuffle puts them together."""
-    b, h, w, _ = x.shape
-
-    def phase(row, column):
-        pads = [(1 - row, row), (1 - column, column)]
-        weights = kernel[row::2, column::2]
-        return jax.lax.conv_general_dilated(x, weights, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    rows = [jnp.stack([phase(row, 0), phase(row, 1)], axis=3) for row in range(2)]
-    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, kernel.shape[-1])
 
 
 def depthwise_conv(
@@ -166,47 +145,6 @@ def depthwise_conv(
 
     by_shift = functools.partial(depthwise_conv_by_shift, stride=stride, offset=offset)
     return jax.lax.platform_dependent(x, kernel, cpu=by_shift, default=native)
-
-
-def _taps(x: Array, stride: int, offset: int) -> list[Array]:
-    """The nine shifted views, [..., h / stride, w / stride, C], of [..., h, w, C] amid zeros."""
-    *lead, h, w, channels = x.shape
-    pad, whole = (1 - offset, 1 + offset, 0), (0, 0, 0)
-    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), (*[whole] * len(lead), pad, pad, whole))
-
-    def view(i, j):  # `lax` instead of indices: a quarter of the time to trace a network
-        ends, strides = (*lead, i + h, j + w, channels), (*[1] * len(lead), stride, stride, 1)
-        return jax.lax.slice(padded, (*[0] * len(lead), i, j, 0), ends, strides)
-
-    return [view(i, j) for i in range(3) for j in range(3)]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv_by_shift(x: Array, kernel: Array, stride: int, offset: int = 0) -> Array:
-    """Nine shifted products, which XLA:CPU fuses; up to 60 times faster there than a grouped convolution."""
-    taps = _taps(x, stride, offset)
-    return sum(tap * weight for tap, weight in zip(taps, kernel.reshape(9, x.shape[-1]), strict=True))
-
-
-def _depthwise_forward(x, kernel, stride, offset):
-    return depthwise_conv_by_shift(x, kernel, stride, offset), (x, kernel)
-
-
-def _depthwise_backward(stride, offset, saved, gradient):
-    x, kernel = saved
-    channels = x.shape[-1]
-    to_x = jax.vjp(lambda x: depthwise_conv_by_shift.__wrapped__(x, kernel, stride, offset), x)[1](gradient)[0]
-
-    def add_sample(total, sample):  # one sample at a time: its taps stay in the cache
-        x, gradient = sample
-        taps = _taps(x, stride, offset)
-        return total + jnp.stack([(tap * gradient).sum((0, 1)) for tap in taps]), None
-
-    to_kernel, _ = jax.lax.scan(add_sample, jnp.zeros((9, channels), gradient.dtype), (x, gradient))
-    return to_x, to_kernel.reshape(3, 3, channels)
-
-
-depthwise_conv_by_shift.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class DepthwiseConv(nn.Module):
