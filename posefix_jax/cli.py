@@ -68,8 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 def use_huge_pages() -> None:
     """Starts this process anew with glibc's huge pages, a setting that is read only then. Nothing where one is given.
 
-    XLA:CPU asks for its memory afresh at every call: by small pages that is a fifth of a training step, and a third or
-    more of refinement (docs/scaling.md).
+    XLA:CPU asks for its memory afresh at every call; by small pages that takes a good part of it (docs/scaling.md).
     """
     if sys.platform == "linux" and sys.executable and "GLIBC_TUNABLES" not in os.environ:
         environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

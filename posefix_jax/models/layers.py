@@ -73,7 +73,7 @@ def conv_of_separable(
 ) -> Float[Array, "B h w D"]:
     """The convolution of the maps as `Conv` has it, first along the columns, then along the rows: no map is drawn.
 
-    A 7x7 stem over 17 joints takes an eighth of the operations. `dtype` is that of the large product.
+    A 7x7 stem over 17 joints takes a seventh of the operations. `dtype` is that of the large product.
     """
     size, _, joints, features = kernel.shape
     before = (size - 1) // 2 - offset
