@@ -57,7 +57,7 @@ class Conv(nn.Module):
                     dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 )
 
-            if (self.kernel, self.stride, self.offset) == (3, 1, 0) and winograd_suits(x.shape, kernel.shape):
+            if (self.kernel, self.stride, self.offset) == (3, 1, 0) and winograd_suits(x.shape[1:3], kernel.shape[2:]):
                 x = jax.lax.platform_dependent(x, kernel, cpu=winograd_conv, default=native)
             else:
                 x = native(x, kernel)

@@ -99,10 +99,9 @@ _OF_OUTPUT = np.asarray([[1, 1, 1, 0], [0, 1, -1, -1]])
 """F(2x2, 3x3) of Lavin & Gray (CVPR 2016), section 4.1"""
 
 
-def winograd_suits(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
-    """Whether `winograd_conv` takes that shape, and is faster there: fewer channels cost in sums, more in kernels."""
-    _, h, w, _ = x_shape
-    return h % 2 == w % 2 == 0 and all(64 <= channels <= 256 for channels in kernel_shape[2:])
+def winograd_suits(hw: Sequence[int], channels: Sequence[int]) -> bool:
+    """Whether `winograd_conv` takes that size, and is faster there: fewer channels cost in sums, more in kernels."""
+    return all(side % 2 == 0 for side in hw) and all(64 <= count <= 256 for count in channels)
 
 
 @jax.custom_vjp
