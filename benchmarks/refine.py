@@ -1,6 +1,6 @@
 """Refinement from files to file, crops a second over those of the bare compiled forward pass (flip included).
 
-    python benchmarks/refine.py DETECTIONS.json IMAGES [--write] [--checkpoint RUN]
+    python benchmarks/refine.py DETECTIONS.json IMAGES [--write] [--checkpoint RUN] [--rounds 5]
 
 Turn about; the ratio is the median of the rounds. The bar is 0.9.
 """
@@ -21,6 +21,7 @@ from posefix_jax.refiner import Crop, Refiner
 def main() -> None:
     detections, images = map(Path, sys.argv[1:3])
     checkpoint = sys.argv[sys.argv.index("--checkpoint") + 1] if "--checkpoint" in sys.argv else None
+    rounds = int(sys.argv[sys.argv.index("--rounds") + 1]) if "--rounds" in sys.argv else 5
     refiner = Refiner.load(checkpoint)
     model, size = refiner.spec.model, refiner.batch_size
     rng = np.random.default_rng(0)
@@ -32,7 +33,7 @@ def main() -> None:
     )
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(5):
+        for i in range(rounds):
             bare.append(np.mean(seconds(lambda: refiner.start([crop] * size)[1], repeats=8)) / size)
             options = RefineOptions(detections=(str(detections),), images=str(images), out=Path(folder) / f"{i}.json")
             start = time.perf_counter()
