@@ -40,7 +40,8 @@ class Conv(nn.Module):
         drawn = x.shape[-1]
         channels = drawn + (0 if maps is None else maps.rows.shape[-1])
         kernel = self.param("kernel", self.kernel_init, (self.kernel, self.kernel, channels, self.features))
-        kernel, of_maps = jnp.split(kernel, [drawn], axis=2)
+        if maps is not None:
+            kernel, of_maps = jnp.split(kernel, [drawn], axis=2)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.kernel == 1:
             # A matrix product: five times faster than a 1x1 convolution on XLA:CPU, the same on a GPU.
