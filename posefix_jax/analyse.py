@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.data.coco import Annotations, Person, read_annotations, whole_file, write_json
+from posefix_jax.data.coco import Annotations, Person, read_annotations
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, warp_affine
 from posefix_jax.data.sources import Images
 from posefix_jax.evaluation.errors import Matched, match_file, poses_of
@@ -29,6 +29,7 @@ from posefix_jax.evaluation.profile import (
     true_scores,
 )
 from posefix_jax.evaluation.scores import Scores, bootstrap_difference
+from posefix_jax.files import whole_file, write_json
 from posefix_jax.report.error_page import error_page
 from posefix_jax.report.pictures import WHITE, draw_pose, side_by_side
 from posefix_jax.report.progress import Progress

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posefix_jax.data.coco import read_json, write_json
 from posefix_jax.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.oks import keypoint_similarity
+from posefix_jax.files import read_json, write_json
 from posefix_jax.geometry import PERSON_FILL, joint_extent
 from posefix_jax.refine import RefineOptions, before_and_after, refine_rows, summary_of
 from posefix_jax.refiner import Refiner

@@ -3,10 +3,12 @@
 import json
 import math
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from posefix_jax.data.coco import read_json, whole_file
+from posefix_jax.files import check_apart, read_json
+from posefix_jax.parts import outputs_of
 from posefix_jax.refine import RefineOptions, refine_rows
 from posefix_jax.refiner import Refiner
 from posefix_jax.sharding import keep_compiled
@@ -47,8 +49,7 @@ def estimate(options: EstimateOptions) -> dict:
     Raises:
       PosefixError: bad input.
     """
-    if options.out.resolve() == options.boxes.resolve():
-        raise PosefixError(f"--out {options.out} is the boxes file itself; write elsewhere")
+    check_apart(outputs_of(options.out).values(), [options.boxes])
     keep_compiled()
     refiner = Refiner.load(options.checkpoint, flip=options.flip, batch_size=options.batch_size)
     content = read_json(options.boxes)
@@ -81,14 +82,11 @@ def estimate(options: EstimateOptions) -> dict:
     if not all(placed):
         absent = [joint for joint, has in zip(refiner.spec.skeleton.joints, placed, strict=True) if not has]
         print(f"the refiner never learned to place {', '.join(absent)}: they stay absent", file=sys.stderr)
-    stand_in = options.out.with_name(options.out.name + ".boxes.json")
-    with whole_file(stand_in) as file:
-        file.write(json.dumps(rows).encode())
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        stand_in = Path(folder) / "boxes.json"
+        stand_in.write_text(json.dumps(rows))
         names = options.annotations or (options.boxes if annotated else None)
         return refine_rows(refiner, _as_refinement(options, stand_in, names), source=str(options.boxes))
-    finally:
-        stand_in.unlink()
 
 
 def _as_refinement(options: EstimateOptions, stand_in: Path, names: Path | None) -> RefineOptions:

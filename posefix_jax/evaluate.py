@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from posefix_jax.data.coco import finite_joints, joints_of, read_annotations, read_results, write_json
+from posefix_jax.data.coco import finite_joints, joints_of, read_annotations, read_results
 from posefix_jax.evaluation.crowdpose import crowdpose_scores
 from posefix_jax.evaluation.oks import oks_scores
 from posefix_jax.evaluation.pckh import pckh_scores
 from posefix_jax.evaluation.posetrack import posetrack_scores
 from posefix_jax.evaluation.scores import Scores, Truth, bootstrap_difference
 from posefix_jax.evaluation.wholebody import whole_body_scores
+from posefix_jax.files import write_json
 from posefix_jax.skeleton import CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY, Skeleton, load_skeleton
 from posefix_jax.types import PosefixError
 

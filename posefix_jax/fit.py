@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
-from posefix_jax.data.coco import read_annotations, whole_file
+from posefix_jax.data.coco import read_annotations
 from posefix_jax.evaluation.errors import Matched, match_file
 from posefix_jax.evaluation.intervals import clustered
+from posefix_jax.files import whole_file
 from posefix_jax.skeleton import Skeleton, load_skeleton
 from posefix_jax.synthesis import PAPER, ErrorModel
 from posefix_jax.synthesis.error_model import DRAW_ORDER, DRAWN

@@ -18,7 +18,8 @@ from posefix_jax.data.images import UnreadableImage
 from posefix_jax.data.layouts import Element, Pose
 from posefix_jax.data.sources import Images, open_binary
 from posefix_jax.data.tables import packed, rows_table
-from posefix_jax.parts import Parts
+from posefix_jax.files import check_apart, inside
+from posefix_jax.parts import Parts, check_output, outputs_of
 from posefix_jax.report.progress import Progress
 from posefix_jax.skeleton import Skeleton, load_skeleton
 from posefix_jax.types import PosefixError, nearest_names
@@ -43,9 +44,9 @@ def find_files(patterns: Sequence[str], out: Path) -> list[tuple[str, str]]:
             folder = files.isdir(root) if remote else Path(root).is_dir()
             if folder:
                 several = True
-                start = len(root.rstrip("/")) + 1
-                inside = [(p, p[start:]) for p in files.find(root)] if remote else _inside(Path(root), out)
-                named = sorted((p, name) for p, name in inside if name.removesuffix(".gz").endswith(POSE_FILES))
+                start = f"{root.rstrip('/')}/"
+                listed = [(p, p.removeprefix(start)) for p in files.find(root)] if remote else _listed(Path(root), out)
+                named = sorted((p, name) for p, name in listed if name.removesuffix(".gz").endswith(POSE_FILES))
             elif glob.has_magic(pattern) and (remote or not Path(root).exists()):
                 several = True
                 some = sorted(files.glob(root) if remote else glob.glob(pattern, recursive=True))
@@ -56,7 +57,9 @@ def find_files(patterns: Sequence[str], out: Path) -> list[tuple[str, str]]:
             raise PosefixError(f"{pattern}: {error}") from error
         if not named:
             raise PosefixError(f"{pattern}: no file of poses there ({', '.join(POSE_FILES)}, or these with .gz)")
-        found += [(files.unstrip_protocol(path) if remote else path, name) for path, name in named]
+        for path, name in named:
+            inside(out, name, f"{pattern}: {path}")
+            found.append((files.unstrip_protocol(path) if remote else path, name))
     names = [name for _, name in found]
     if not several:
         return [(path, "") for path, _ in found]
@@ -66,9 +69,9 @@ def find_files(patterns: Sequence[str], out: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _inside(folder: Path, out: Path) -> list[tuple[str, str]]:
+def _listed(folder: Path, out: Path) -> list[tuple[str, str]]:
     """All files of a folder but those of the job itself, with their names in it."""
-    ours = tuple(out.resolve().with_name(out.name + end) for end in ("", ".parts", ".report.json", ".pictures"))
+    ours = tuple(path.resolve() for path in outputs_of(out).values())
     files = (path for path in folder.rglob("*") if path.is_file())
     return [
         (str(path), path.relative_to(folder).as_posix())
@@ -142,12 +145,10 @@ class Job:
     ):
         if to is not None and to not in TARGETS:
             raise PosefixError(f"unknown format {to!r} to write: {nearest_names(to, TARGETS)}")
-        if not out.name:
-            raise PosefixError(f"--out {out} is a folder; expected the name of a file to write")
+        outputs = outputs_of(out)
         files = find_files(patterns, out)
-        for path, _ in files:
-            if "://" not in path and Path(path).resolve() == out.resolve():
-                raise PosefixError(f"--out {out} is the detections file itself; write elsewhere")
+        more = (images, annotations, skeleton)
+        check_apart(outputs.values(), [path for path, _ in files] + [place for place in more if place is not None])
         self.out, self.rows_a_part, self._source = out, rows_a_part, source
         given = None if skeleton is None else load_skeleton(skeleton)
         self.documents = [open_document(path, skeleton=given, preferred=preferred, name=name) for path, name in files]
@@ -168,6 +169,8 @@ class Job:
         if self.target is not None and packed_name.endswith((".jsonl", ".ndjson")) and to in ("coco", "mmpose"):
             self.target = as_lines(self.target)
         self.single = self._names == [""] if self.target is None else not self.target.suffix
+        if not outputs["parts"].exists():  # else the job may be going on
+            check_output(out, single=self.single)
         self.parquet = to == "parquet" if to is not None else self.layout.name == "parquet"
         self._annotations = None
         self.names = self._file_names(annotations)

@@ -17,8 +17,9 @@ from posefix_jax import geometry
 from posefix_jax.data.images import UnreadableImage, warp_affine
 from posefix_jax.data.tables import has_scores
 from posefix_jax.evaluation.oks import oks_nms
+from posefix_jax.files import claim
 from posefix_jax.job import Job, Part
-from posefix_jax.parts import Parts, merge
+from posefix_jax.parts import MADE_BY, Parts, merge, outputs_of
 from posefix_jax.refiner import Group, Outcome, Refiner
 from posefix_jax.report.pictures import GREEN, RED, draw_pose, side_by_side, write_picture
 from posefix_jax.report.progress import Progress
@@ -174,6 +175,8 @@ class _Run:
         store = job.start(settings=self._settings(), check=self._check, shards=shards)
         if self._rows and not self._found:
             raise job.images.none_of(self._example)
+        if options.pictures:
+            claim(outputs_of(options.out)["pictures"], MADE_BY, store.job, replace=True)
         files = f"{len(job.documents)} {job.layout.name} file{'s' * (len(job.documents) > 1)}"
         print(f"reads {files} with the joints of {job.skeleton.name}, {job.rows} poses", file=sys.stderr)
         with Progress("refine", job.rows, unit="poses") as progress:
@@ -374,7 +377,7 @@ class _Run:
 
     def _write_pictures(self, store: Parts, index: int, shards: int) -> None:
         """Of the rows of this process's parts that changed most."""
-        folder = self.options.out.with_name(self.options.out.name + ".pictures")
+        folder = outputs_of(self.options.out)["pictures"]
         numbers = range(index, store.count, shards)
         changes = (change for number in numbers for change in store.header(number).get("changes", ()))
         for _, row, image, before, after in heapq.nlargest(self.options.pictures, changes, key=lambda c: c[0]):

@@ -15,8 +15,8 @@ import numpy as np
 
 from posefix_jax.checkpoints import load_refiner
 from posefix_jax.config import Config
-from posefix_jax.data.coco import read_json, whole_file, write_json
 from posefix_jax.data.pipeline import People
+from posefix_jax.files import read_json, whole_file, write_json
 from posefix_jax.models import DecodeConfig
 from posefix_jax.report.plots import bars
 from posefix_jax.report.progress import format_seconds

@@ -19,9 +19,9 @@ from jax.experimental import multihost_utils
 
 from posefix_jax.checkpoints import Checkpointer, has_checkpoint, load_refiner
 from posefix_jax.config import Config
-from posefix_jax.data.coco import read_json, write_json
 from posefix_jax.data.pipeline import People
 from posefix_jax.feed import Feed
+from posefix_jax.files import read_json, write_json
 from posefix_jax.models import RefinerSpec, compute_dtype
 from posefix_jax.models.movenet import POSE_LAYERS
 from posefix_jax.monitor import Monitor, NotFinite

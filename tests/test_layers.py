@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "posefix_jax"
 # A unit imports only units of lower numbers.
 LAYERS = {
     **dict.fromkeys(["types"], 0),
-    **dict.fromkeys(["skeleton", "geometry"], 1),
+    **dict.fromkeys(["skeleton", "geometry", "files"], 1),
     **dict.fromkeys(["taxonomy"], 2),
     **dict.fromkeys(["synthesis", "augment", "heatmaps", "optimizer", "sharding"], 3),
     **dict.fromkeys(["losses", "models", "data", "report"], 4),
@@ -23,7 +23,7 @@ LAYERS = {
     **dict.fromkeys(["cli", "__init__"], 11),
 }
 ONLY_IMPORTER = {"tyro": {"cli"}, "flax": {"models"}, "orbax": {"checkpoints"}, "grain": {"data"}}
-NO_JAX = {"data", "types", "skeleton", "taxonomy", "evaluation", "report"}
+NO_JAX = {"data", "types", "files", "skeleton", "taxonomy", "evaluation", "report"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -229,10 +229,13 @@ def test_decoder_keeps_a_good_input(tiny_spec):
 
 
 def test_output_is_no_folder_and_not_the_input(identity, job):
-    with pytest.raises(PosefixError, match="detections file itself"):
+    with pytest.raises(PosefixError, match="the input .* is there"):
         refine_rows(identity, change(job, out=source(job)))
-    with pytest.raises(PosefixError, match="is a folder"):
+    with pytest.raises(PosefixError, match="the input .* is there"):
         refine_rows(identity, change(job, out=source(job).parent))
+    (source(job).parent / "folder").mkdir()
+    with pytest.raises(PosefixError, match="is a folder"):
+        refine_rows(identity, change(job, out=source(job).parent / "folder"))
 
 
 def test_file_names_of_the_annotations_count(identity, job, people):

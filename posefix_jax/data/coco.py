@@ -1,63 +1,15 @@
 """The COCO formats: keypoint annotations in, keypoint results in and out."""
 
-import json
 import math
-import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from posefix_jax.files import read_json
 from posefix_jax.geometry import PERSON_FILL
 from posefix_jax.skeleton import COCO, WHOLEBODY, WHOLEBODY_KEYS, Skeleton, skeleton_from_category
 from posefix_jax.types import PosefixError
-
-
-def read_json(path: Path):
-    """Raises PosefixError with the byte at fault when the file is missing or not JSON."""
-    try:
-        text = Path(path).read_bytes()
-        return json.loads(text)
-    except OSError as error:
-        raise PosefixError(f"{path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        byte = len(error.doc[: error.pos].encode())
-        raise PosefixError(f"{path}: broken JSON at byte {byte} ({error.msg})") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise PosefixError(f"{path}: not JSON text ({error})") from error
-
-
-@contextmanager
-def whole_file(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name when all is written, or not at all; until then it is in `folder`.
-
-    Raises:
-      PosefixError: it cannot be written (the disk is full, ...).
-    """
-    # Shards may write at once.
-    partial = (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.writing"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise PosefixError(f"{path}: cannot write ({error.strerror or error})") from error
-
-
-def write_json(path: Path, content) -> None:
-    """Writes whole or not at all. Raises PosefixError where it cannot be written."""
-    with whole_file(Path(path)) as file:
-        file.write(json.dumps(content).encode())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.data.coco import read_json, write_json
+from posefix_jax.files import read_json, write_json
 from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from posefix_jax.files import whole_file
 from posefix_jax.skeleton import Skeleton
-from posefix_jax.types import ErrorKind
+from posefix_jax.types import ErrorKind, PosefixError
 
 GREEN, RED, WHITE = (60, 200, 80), (235, 70, 60), (255, 255, 255)
 KIND_COLOURS = {
@@ -73,5 +74,14 @@ def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    """Writes an RGB image whole, in the format of the name's ending.
+
+    Raises:
+      PosefixError: it cannot be written, or OpenCV knows no such format.
+    """
+    try:
+        data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    except cv2.error as error:
+        raise PosefixError(f"{path}: expected a name that ends in .png or .jpg") from error
+    with whole_file(path) as file:
+        file.write(data)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from posefix_jax.files import whole_file
 from posefix_jax.models.mobilenet import STAGES as MOBILENET_STAGES
 from posefix_jax.models.movenet import POSE_LAYERS
 from posefix_jax.models.resnet import STAGES as RESNET_STAGES
@@ -74,8 +75,7 @@ def import_backbone(path: Path, out: Path) -> str:
 
 def save_backbone(out: Path, backbone: str, source: Path, arrays: Arrays, left: list[str]) -> str:
     """Writes what `load_backbone` reads; keys are `params/...` and `batch_stats/...`, `left` what was not taken."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:
+    with whole_file(out) as file:
         np.savez(file, **arrays, backbone=np.asarray(json.dumps({"backbone": backbone, "source": source.name})))
     total = sum(array.size for key, array in arrays.items() if key.startswith("params/"))
     return f"{backbone}, {total / 1e6:.1f} M weights, to {out}; train with --init {out}" + (

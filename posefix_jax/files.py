@@ -1,0 +1,185 @@
+"""What is read from and written to disk: files appear whole, and nothing of the user's is replaced or written elsewhere."""
+
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from posefix_jax.types import PosefixError
+
+MARK = ".posefix"
+"""File that marks a folder as made by a command of this package: JSON with `made_by` and `digest`."""
+
+
+def read_json(path: Path):
+    """Raises PosefixError with the byte at fault when the file is missing or not JSON."""
+    try:
+        text = Path(path).read_bytes()
+        return json.loads(text)
+    except OSError as error:
+        raise PosefixError(f"{path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        byte = len(error.doc[: error.pos].encode())
+        raise PosefixError(f"{path}: broken JSON at byte {byte} ({error.msg})") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise PosefixError(f"{path}: not JSON text ({error})") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises PosefixError unless `path` is free or a regular file.
+
+    A symbolic link is refused rather than followed: replacing it would cut the link, following it could write to a place
+    that nobody named. So is a device, which cannot appear whole.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise PosefixError(f"{path}: cannot write ({error.strerror})") from error
+    if stat.S_ISLNK(mode):
+        raise PosefixError(f"{path} is a symbolic link to {os.readlink(path)}; name the file or folder itself")
+    if stat.S_ISDIR(mode):
+        raise PosefixError(f"{path} is a folder; expected the name of a file to write")
+    if not stat.S_ISREG(mode):
+        raise PosefixError(f"{path} is a device or a pipe; expected the name of a regular file to write")
+
+
+@contextmanager
+def whole_file(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name when all is written, or not at all.
+
+    Args:
+      path: the file; one that is there is replaced.
+      folder: where it is while it is being written, on the same file system; by default beside `path`.
+
+    Raises:
+      PosefixError: it cannot be written (the disk is full, ...), or something other than a regular file is there.
+    """
+    check_replaceable(path)
+    # The name is unique because several processes may write the same file.
+    partial = (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.writing"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise PosefixError(f"{path}: cannot write ({error.strerror or error})") from error
+
+
+def write_json(path: Path, content) -> None:
+    """Writes whole or not at all. Raises PosefixError where it cannot be written."""
+    with whole_file(Path(path)) as file:
+        file.write(json.dumps(content).encode())
+
+
+def inside(folder: Path, name: str, source: str) -> Path:
+    """The file `name` below `folder`, for a name that came from elsewhere: a listing, a row, an archive, a part of a job.
+
+    Args:
+      source: where the name came from, for the message.
+
+    Raises:
+      PosefixError: the name leads out of the folder (`..`, an absolute path, a symbolic link) or names no file in it.
+    """
+    parts = PurePosixPath(name).parts
+    if parts and not {"..", "/", "//"} & set(parts) and "\0" not in name:
+        path = folder.joinpath(*parts)
+        try:
+            if path.resolve().is_relative_to(folder.resolve()):
+                return path
+        except (OSError, RuntimeError):  # a loop of links
+            pass
+    raise PosefixError(f"{source}: the name {name!r} does not lie inside its folder; nothing is read or written there")
+
+
+def claim(folder: Path, made_by: str, digest: str = "", *, replace: bool = False) -> None:
+    """Makes a folder and marks it as made by a command, so that later runs may replace what is in it.
+
+    Several processes may claim the same folder at once.
+
+    Args:
+      made_by: the command, such as `posefix refine`.
+      digest: of what the folder belongs to, where that matters.
+      replace: remove a folder that the same command made for something else.
+
+    Raises:
+      PosefixError: something is there that the command did not make, or made for something else; says what.
+    """
+    if folder.is_symlink():
+        raise PosefixError(f"{folder} is a symbolic link to {os.readlink(folder)}; name the folder itself")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The mark is written before anything else, so it is there if anything else was listed before.
+        others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(MARK)]
+    except OSError as error:
+        raise PosefixError(f"{folder}: cannot write ({error.strerror})") from error
+    mark = mark_of(folder)
+    if mark == {"made_by": made_by, "digest": digest}:
+        return
+    if mark is not None and mark["made_by"] == made_by and replace:
+        discard(folder, made_by)
+        return claim(folder, made_by, digest)
+    if mark is not None:
+        raise PosefixError(
+            f"{folder} was made by {mark['made_by']} for something else; choose another --out or remove it"
+        )
+    if others:
+        raise PosefixError(
+            f"{folder} exists and was not made by {made_by} (it holds {min(others)}); move it away or choose another --out"
+        )
+    write_json(folder / MARK, {"made_by": made_by, "digest": digest})
+
+
+def mark_of(folder: Path) -> dict | None:
+    """The mark of a folder that `claim` made; None if it has none."""
+    path = folder / MARK
+    if folder.is_symlink() or not path.is_file():
+        return None
+    mark = read_json(path)
+    return mark if isinstance(mark, dict) and {"made_by", "digest"} <= set(mark) else None
+
+
+def discard(folder: Path, made_by: str) -> None:
+    """Removes a folder that `made_by` claimed, whatever its digest; leaves every other as it is."""
+    mark = mark_of(folder)
+    if mark is not None and mark["made_by"] == made_by:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
+    """Raises PosefixError where an output would replace an input, however either is spelled.
+
+    Args:
+      outputs: files and folders that are written.
+      inputs: paths and URLs that are read; an input below an output counts too.
+    """
+    outputs = [(path, path.resolve()) for path in outputs]
+    for given in inputs:
+        for local in _local_paths(str(given)):
+            source = local.resolve()
+            for path, place in outputs:
+                same = source.is_relative_to(place) or (path.exists() and source.exists() and path.samefile(source))
+                if same:
+                    raise PosefixError(
+                        f"{path} is where output goes, but the input {given} is there; choose another --out"
+                    )
+
+
+def _local_paths(place: str) -> list[Path]:
+    """The local files of a path or of a URL, such as `zip://a.json::file:///photographs.zip`."""
+    if "://" not in place:
+        return [Path(place)]
+    parts = (part.partition("://") for part in place.split("::"))
+    return [Path(path or scheme) for scheme, _, path in parts if scheme in ("file", "local") or not path]
