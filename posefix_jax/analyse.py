@@ -29,11 +29,11 @@ from posefix_jax.evaluation.profile import (
     true_scores,
 )
 from posefix_jax.evaluation.scores import Scores, bootstrap_difference
-from posefix_jax.files import whole_file, write_json
+from posefix_jax.files import check_apart, check_claim, claim, whole_file, write_json
 from posefix_jax.report.error_page import error_page
 from posefix_jax.report.pictures import WHITE, draw_pose, side_by_side
 from posefix_jax.report.progress import Progress
-from posefix_jax.skeleton import load_skeleton
+from posefix_jax.skeleton import load_skeleton, warn_of_guessed_sigmas
 from posefix_jax.types import PosefixError
 
 SHOWN_POINTS = 800
@@ -89,9 +89,13 @@ def analyse(options: AnalyseOptions) -> dict:
     Raises:
       PosefixError: a file is not what it should be, or no detection lies on a person.
     """
-    if options.out.exists() and not options.out.is_dir():
-        raise PosefixError(f"{options.out}: a file; --out is a folder to write")
+    read = [
+        place for place in (options.results, options.annotations, options.against, options.images) if place is not None
+    ]
+    check_apart([options.out], read)
+    check_claim(options.out, "posefix analyse")
     annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
+    warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     files = {**({"before": options.against} if options.against else {}), "after": options.results}
     matches = {side: match_file(path, annotations) for side, path in files.items()}
     images = Images(options.images, annotations.file_names or None) if options.images else None
@@ -118,6 +122,7 @@ def analyse(options: AnalyseOptions) -> dict:
     pictures = _pictures(annotations, sides, images, found, options.pictures) if images else {}
     table = _csv(report)
     page = error_page(report, pictures)
+    claim(options.out, "posefix analyse")
     for name, text in (("errors.csv", table), ("index.html", page)):
         with whole_file(options.out / name) as file:
             file.write(text.encode())

@@ -6,26 +6,107 @@ and `spec` alone. Saving is asynchronous and atomic.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
+from jax.experimental import multihost_utils
 
+from posefix_jax.files import read_json
 from posefix_jax.models import RefinerSpec
 from posefix_jax.step import TrainState
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, warn_once
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 FOLDER = "checkpoints"
+ITEMS = {"model": "arrays", "spec": "json", "state": "arrays", "input": "json"}
+"""What a step of a run holds; a refiner needs the first two."""
+REFINER = ("model", "spec")
+
+
+def steps_of(folder: Path) -> list[Path]:
+    """The folders of steps in a folder of checkpoints, the newest first."""
+    steps = (
+        [child for child in folder.iterdir() if child.name.isdecimal() and child.is_dir()] if folder.is_dir() else []
+    )
+    return sorted(steps, key=lambda step: int(step.name), reverse=True)
 
 
 def has_checkpoint(run: Path) -> bool:
     """Whether any step of the run was saved."""
-    folder = run / FOLDER
-    return folder.is_dir() and any(child.name.isdecimal() for child in folder.iterdir())
+    return bool(steps_of(run / FOLDER))
+
+
+def damage_of(step: Path, items: Sequence[str]) -> str | None:
+    """Why a checkpoint cannot be restored, None if all its files read.
+
+    Reads every byte of it, since a restore that fails half-way leaves Orbax's other reads behind.
+    """
+    for item in items:
+        folder = step / item
+        if not folder.is_dir():
+            return f"no {item} in it"
+        try:
+            if ITEMS[item] == "json":
+                read_json(folder / "metadata")
+                continue
+            read_json(folder / "_METADATA")
+            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": folder.absolute().as_uri() + "/"}).result()
+            keys = store.list().result()
+            if not keys:
+                return f"{item} is empty"
+            for key in keys:
+                store.read(key).result()
+        except PosefixError as error:
+            return str(error)
+        except (ValueError, OSError) as error:
+            return f"{item}: {str(error).splitlines()[0]:.160}"
+    return None
+
+
+def newest_whole(folder: Path, items: Sequence[str]) -> tuple[Path | None, dict[Path, str]]:
+    """The newest step whose files all read, and why those after it do not."""
+    damaged: dict[Path, str] = {}
+    for step in steps_of(folder):
+        reason = damage_of(step, items)
+        if reason is None:
+            return step, damaged
+        damaged[step] = reason
+    return None, damaged
+
+
+def set_damaged_aside(run: Path) -> None:
+    """Moves steps after the newest whole one to `RUN/damaged`, so that a run resumes from that one and saves anew.
+
+    Every process of a run calls it; the first does it. Nothing is deleted.
+
+    Raises:
+      PosefixError: there are checkpoints and none is whole; says what is damaged.
+    """
+    message = ""
+    if not jax.process_index() and has_checkpoint(run):
+        whole, damaged = newest_whole(run / FOLDER, tuple(ITEMS))
+        if whole is None:
+            message = f"{_none_whole(run / FOLDER, damaged)}; train into another --out"
+        for step, reason in damaged.items() if whole is not None else ():
+            aside = run / "damaged" / step.name
+            while aside.exists():
+                aside = aside.with_name(aside.name + "-again")
+            aside.parent.mkdir(exist_ok=True)
+            step.rename(aside)
+            warn_once(f"{step} is damaged ({reason}): moved to {aside}, resuming from {whole}")
+    if multihost_utils.broadcast_one_to_all(np.array(bool(message))):
+        raise PosefixError(message or f"{run / FOLDER}: no checkpoint is whole")
+
+
+def _none_whole(folder: Path, damaged: dict[Path, str]) -> str:
+    reasons = "; ".join(f"{step.name}: {reason}" for step, reason in damaged.items())
+    return f"{folder}: no checkpoint there can be read ({reasons})"
 
 
 class Checkpointer:
@@ -99,18 +180,26 @@ def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype=np.f
 def load_refiner(path: Path) -> tuple[dict, RefinerSpec]:
     """Float32 variables and spec of a shipped refiner, a checkpoint's folder, or a run's (its latest step).
 
+    A step of a run that does not read is passed over with a warning.
+
     Raises:
-      PosefixError: no checkpoint there, or not one of a refiner.
+      PosefixError: no checkpoint there, none that reads, or not one of a refiner.
     """
     folder = Path(path).absolute()
     if not folder.is_dir():
         raise PosefixError(f"{path}: no such checkpoint folder")
     steps = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    numbers = [int(child.name) for child in steps.iterdir() if child.name.isdecimal() and (child / "model").is_dir()]
-    if numbers:
-        folder = steps / str(max(numbers))
-    if not (folder / "model").is_dir() or not (folder / "spec").is_dir():
+    if steps_of(steps):
+        whole, damaged = newest_whole(steps, REFINER)
+        if whole is None:
+            raise PosefixError(_none_whole(steps, damaged))
+        for step, reason in damaged.items():
+            warn_once(f"{step} is damaged ({reason}): taking {whole} instead")
+        folder = whole
+    elif not all((folder / item).is_dir() for item in REFINER):
         raise PosefixError(f"{path}: no refiner checkpoint there; expected folders model and spec, or a run's folder")
+    elif reason := damage_of(folder, REFINER):
+        raise PosefixError(f"{path}: damaged ({reason})")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         spec = RefinerSpec.from_dict(
             checkpointer.restore(folder, args=ocp.args.Composite(spec=ocp.args.JsonRestore()))["spec"]

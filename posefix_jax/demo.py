@@ -9,7 +9,7 @@ import numpy as np
 
 from posefix_jax.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.oks import keypoint_similarity
-from posefix_jax.files import read_json, write_json
+from posefix_jax.files import claim, read_json, write_json
 from posefix_jax.geometry import PERSON_FILL, joint_extent
 from posefix_jax.refine import RefineOptions, before_and_after, refine_rows, summary_of
 from posefix_jax.refiner import Refiner
@@ -68,6 +68,7 @@ def demo(options: DemoOptions) -> str:
         import skimage.data
     except ImportError as error:
         raise PosefixError("the demo's photographs come with scikit-image; pip install 'posefix-jax[demo]'") from error
+    claim(options.out, "posefix demo")
     images, annotations, rows, pictures = [], [], [], {}
     for name, joints in _PEOPLE.items():
         photograph = np.asarray(getattr(skimage.data, name)())

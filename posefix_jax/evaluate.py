@@ -13,8 +13,17 @@ from posefix_jax.evaluation.pckh import pckh_scores
 from posefix_jax.evaluation.posetrack import posetrack_scores
 from posefix_jax.evaluation.scores import Scores, Truth, bootstrap_difference
 from posefix_jax.evaluation.wholebody import whole_body_scores
-from posefix_jax.files import write_json
-from posefix_jax.skeleton import CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY, Skeleton, load_skeleton
+from posefix_jax.files import check_apart, write_json
+from posefix_jax.skeleton import (
+    CROWDPOSE,
+    MPII,
+    POSETRACK,
+    POSETRACK17,
+    WHOLEBODY,
+    Skeleton,
+    load_skeleton,
+    warn_of_guessed_sigmas,
+)
 from posefix_jax.types import PosefixError
 
 METRICS: dict[str, Callable[[Truth, Sequence[Mapping]], Scores]] = {
@@ -72,6 +81,9 @@ def evaluate(options: EvaluateOptions) -> dict:
     Raises:
       PosefixError: a file is not what it should be, or speaks of photographs that the annotations lack.
     """
+    if options.out is not None:
+        read = [path for path in (options.results, options.annotations, options.against) if path is not None]
+        check_apart([options.out], [file for path in read for file in _files(path)])
     truth = _truth(options.annotations, options.skeleton and load_skeleton(options.skeleton))
     metric = options.metric
     if metric == "auto":
@@ -79,6 +91,8 @@ def evaluate(options: EvaluateOptions) -> dict:
     measure = METRICS[metric]
     if metric == "oks" and truth.skeleton == WHOLEBODY:
         measure = whole_body_scores
+    if metric in ("oks", "crowdpose"):
+        warn_of_guessed_sigmas(truth.skeleton, options.annotations)
     files = {"after": options.results, **({"before": options.against} if options.against else {})}
     scores = {}
     for side, path in files.items():

@@ -1,7 +1,6 @@
 """`posefix export`: a refiner as one serialised program that runs without this package."""
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posefix_jax.checkpoints import load_refiner
+from posefix_jax.files import check_replaceable, whole_file
 from posefix_jax.models import RefinerSpec
 from posefix_jax.refiner import shipped_path
 from posefix_jax.step import Network, make_refine_step
@@ -41,17 +41,14 @@ def export(options: ExportOptions) -> str:
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise PosefixError("export needs the package flatbuffers: pip install flatbuffers")
+    check_replaceable(options.out)
     variables, spec = load_refiner(options.checkpoint or shipped_path())
     program = export_program(spec.network().apply, variables, spec, flip=options.flip)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.out.with_name(options.out.name + ".part")
-    partial.write_bytes(program)
-    difference = max(_difference(partial.read_bytes(), variables, spec, options.flip, size) for size in (1, 3))
+    difference = max(_difference(program, variables, spec, options.flip, size) for size in (1, 3))
     if not difference < 1e-3:
-        raise PosefixError(
-            f"{partial}: the written program's expected KS differs from the original's by {difference:.3g}"
-        )
-    os.replace(partial, options.out)
+        raise PosefixError(f"the exported program's expected KS differs from the original's by {difference:.3g}")
+    with whole_file(options.out) as file:
+        file.write(program)
     h, w = spec.model.crop_hw
     joints = spec.skeleton.num_joints
     return (

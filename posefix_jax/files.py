@@ -115,31 +115,38 @@ def claim(folder: Path, made_by: str, digest: str = "", *, replace: bool = False
       replace: remove a folder that the same command made for something else.
 
     Raises:
+      PosefixError: as `check_claim`; or the folder cannot be written.
+    """
+    mark = check_claim(folder, made_by, digest, replace=replace)
+    if mark is not None and mark["digest"] != digest:
+        discard(folder, made_by)
+        mark = None
+    if mark is None:
+        write_json(folder / MARK, {"made_by": made_by, "digest": digest})
+
+
+def check_claim(folder: Path, made_by: str, digest: str = "", *, replace: bool = False) -> dict | None:
+    """The mark of a folder that may be claimed, None if it has none yet; writes nothing.
+
+    Raises:
       PosefixError: something is there that the command did not make, or made for something else; says what.
     """
     if folder.is_symlink():
         raise PosefixError(f"{folder} is a symbolic link to {os.readlink(folder)}; name the folder itself")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The mark is written before anything else, so it is there if anything else was listed before.
-        others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(MARK)]
-    except OSError as error:
-        raise PosefixError(f"{folder}: cannot write ({error.strerror})") from error
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise PosefixError(f"{folder} is a file; expected the name of a folder to write")
+    # A mark is written before anything else, so it is there if anything else was listed before.
+    others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(MARK)]
     mark = mark_of(folder)
-    if mark == {"made_by": made_by, "digest": digest}:
-        return
-    if mark is not None and mark["made_by"] == made_by and replace:
-        discard(folder, made_by)
-        return claim(folder, made_by, digest)
-    if mark is not None:
-        raise PosefixError(
-            f"{folder} was made by {mark['made_by']} for something else; choose another --out or remove it"
-        )
-    if others:
+    if mark is None and others:
         raise PosefixError(
             f"{folder} exists and was not made by {made_by} (it holds {min(others)}); move it away or choose another --out"
         )
-    write_json(folder / MARK, {"made_by": made_by, "digest": digest})
+    if mark is not None and (mark["made_by"] != made_by or (mark["digest"] != digest and not replace)):
+        raise PosefixError(f"{folder} was made by {mark['made_by']} for something else; choose another --out")
+    return mark
 
 
 def mark_of(folder: Path) -> dict | None:

@@ -10,8 +10,8 @@ from jax.scipy.special import ndtr, ndtri
 from posefix_jax.data.coco import read_annotations
 from posefix_jax.evaluation.errors import Matched, match_file
 from posefix_jax.evaluation.intervals import clustered
-from posefix_jax.files import whole_file
-from posefix_jax.skeleton import Skeleton, load_skeleton
+from posefix_jax.files import check_apart, whole_file
+from posefix_jax.skeleton import Skeleton, load_skeleton, warn_of_guessed_sigmas
 from posefix_jax.synthesis import PAPER, ErrorModel
 from posefix_jax.synthesis.error_model import DRAW_ORDER, DRAWN
 from posefix_jax.types import KINDS, ErrorKind, PosefixError
@@ -53,6 +53,8 @@ def fit(options: FitOptions) -> str:
       PosefixError: a file is not what it should be, or nobody in it matches a true person.
     """
     annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
+    check_apart([options.out], [*options.detections, options.annotations])
+    warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     parts = [match_file(path, annotations)[1] for path in options.detections]
     name = "+".join(path.stem for path in options.detections)
     model, evidence = fit_error_model(

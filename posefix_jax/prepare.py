@@ -1,7 +1,6 @@
 """`posefix prepare`: annotations and photographs become shards of person records."""
 
 import hashlib
-import shutil
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, joi
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, ordered_map, warp_affine
 from posefix_jax.data.records import MANIFEST, MAX_DETECTED, MAX_OTHERS, Manifest, Record
 from posefix_jax.data.sources import Images
+from posefix_jax.files import MARK, check_apart, claim, discard
 from posefix_jax.report.progress import Progress
-from posefix_jax.skeleton import load_skeleton
+from posefix_jax.skeleton import load_skeleton, warn_of_guessed_sigmas
 from posefix_jax.types import PosefixError
 
+MADE_BY = "posefix prepare"
 MAX_SCALE, MAX_SHIFT = 1.3, 0.1
 """Largest augmentation that a patch has room for; `AugmentConfig` holds to it."""
 MATCH_IOU = 0.2
@@ -64,39 +65,81 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
         raise PosefixError(
             f"--patch must be 64 or more and --shard-size positive, found {options.patch}, {options.shard_size}"
         )
+    holdout = options.out.with_name(options.out.name + "-holdout")
+    folders = (options.out, holdout) if options.holdout else (options.out,)
+    read = (options.annotations, options.images, *options.detections, *([options.skeleton] if options.skeleton else []))
+    check_apart([place for folder in folders for place in (folder, _partial(folder))], read)
     skeleton = load_skeleton(options.skeleton) if options.skeleton else None
     annotations = read_annotations(options.annotations, skeleton)
     if not annotations.people:
         raise PosefixError(f"{options.annotations}: nobody with a labelled joint in it")
+    warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     images = Images(options.images, annotations.file_names)
     files = images.find_all(p.image_id for p in annotations.people)
     detected = match_detections(annotations, options.detections)
     apart = [held_out(person.image_id, options.holdout) for person in annotations.people]
     parts = {options.out: [p for p, out in zip(annotations.people, apart, strict=True) if not out]}
     if options.holdout:
-        folder = options.out.with_name(options.out.name + "-holdout")
-        parts[folder] = [p for p, out in zip(annotations.people, apart, strict=True) if out]
+        parts[holdout] = [p for p, out in zip(annotations.people, apart, strict=True) if out]
     for folder, people in parts.items():
         if not people:
             raise PosefixError(f"{folder}: no people for it; change --holdout")
-        if (
-            folder.exists()
-            and not (folder / MANIFEST).is_file()
-            and not (folder.is_dir() and not any(folder.iterdir()))
-        ):
-            raise PosefixError(f"{folder}: exists and was not written by prepare; choose another --out")
+        _check_free(folder)
+    for folder in parts:
+        discard(_partial(folder), MADE_BY)  # of a run that was killed
+        claim(_partial(folder), MADE_BY)
     # Everything is written beside its place first: an old folder goes only when all new ones are whole.
     manifests = [
         _write(folder, people, annotations, images, files, detected, options) for folder, people in parts.items()
     ]
     for folder in parts:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_prepared(folder)
         _partial(folder).rename(folder)
     return manifests
 
 
 def _partial(folder: Path) -> Path:
     return folder.with_name(folder.name + ".writing")
+
+
+def _check_free(folder: Path) -> Manifest | None:
+    """The manifest of what prepare wrote into the folder earlier, if it did.
+
+    Raises:
+      PosefixError: anything else is there.
+    """
+    if folder.is_symlink():
+        raise PosefixError(f"{folder} is a symbolic link; name the folder itself")
+    if folder.exists() and not folder.is_dir():
+        raise PosefixError(f"{folder} is a file; --out is a folder to write")
+    names = {path.name for path in folder.iterdir()} - {MARK} if folder.exists() else set()
+    if not names:
+        return None
+    try:
+        manifest = Manifest.read(folder)
+    except PosefixError as error:
+        raise PosefixError(f"{folder}: exists and was not written by prepare; choose another --out") from error
+    foreign = names - {MANIFEST, *manifest.shards}
+    if foreign:
+        raise PosefixError(
+            f"{folder}: holds {min(foreign)}, which prepare did not write; move it or choose another --out"
+        )
+    return manifest
+
+
+def _remove_prepared(folder: Path) -> None:
+    """Removes what prepare wrote, a file at a time: whatever else has come into the folder keeps it there."""
+    manifest = _check_free(folder)
+    names = (MANIFEST, *manifest.shards) if manifest is not None else ()
+    try:
+        for name in (*names, MARK):
+            (folder / name).unlink(missing_ok=True)
+        if folder.exists():
+            folder.rmdir()
+    except OSError as error:
+        raise PosefixError(
+            f"{folder}: cannot replace it ({error.strerror}); the new one is {_partial(folder)}"
+        ) from error
 
 
 def held_out(image_id, share: float) -> bool:
@@ -168,8 +211,6 @@ def _write(folder: Path, people, annotations, images, files, detected, options) 
         return records, reason
 
     partial = _partial(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     num_shards = -(-len(people) // options.shard_size)
     shards = tuple(f"people-{i:05d}-of-{num_shards:05d}.array_record" for i in range(num_shards))
     unreadable, writer, done, detections = [], None, 0, 0

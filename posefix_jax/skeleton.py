@@ -1,6 +1,7 @@
 """Which joints a pose has, and what is known of each."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.types import PosefixError, nearest_names
+from posefix_jax.types import PosefixError, nearest_names, warn_once
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Skeleton:
       limbs: index pairs to draw.
       groups: per joint, the row of an error model that it takes (`wrist`, `hip`, ...).
       never_annotated: indices of joints that its data sets have a slot for and never fill.
+      sigmas_guessed: nobody measured the sigmas for these joints; commands that use them say so.
 
     Raises:
       PosefixError: when lengths or indices do not fit together.
@@ -35,6 +37,7 @@ class Skeleton:
     limbs: tuple[tuple[int, int], ...]
     groups: tuple[str, ...]
     never_annotated: tuple[int, ...] = ()
+    sigmas_guessed: bool = False
 
     def __post_init__(self):
         count = len(self.joints)
@@ -88,6 +91,7 @@ class Skeleton:
             "limbs": [list(pair) for pair in self.limbs],
             "groups": list(self.groups),
             "never_annotated": list(self.never_annotated),
+            **({"sigmas_guessed": True} if self.sigmas_guessed else {}),
         }
 
     @classmethod
@@ -109,6 +113,7 @@ class Skeleton:
                 limbs=pairs("limbs"),
                 groups=tuple(fields.get("groups") or (group_of(joint) for joint in joints)),
                 never_annotated=tuple(int(i) for i in fields.get("never_annotated", ())),
+                sigmas_guessed=bool(fields.get("sigmas_guessed", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PosefixError(
@@ -116,12 +121,36 @@ class Skeleton:
             ) from error
 
 
+def canonical(joint: str) -> str:
+    """A joint's name as names are compared: lower case, words joined by `_`, the side first.
+
+    `Left Eye`, `left-eye`, `LEFT_EYE`, `leftEye` and `eye_l` are all `left_eye`.
+    """
+    words = re.split(r"[\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", joint).lower())
+    sides = {"l": "left", "left": "left", "r": "right", "right": "right"}
+    side = [sides[word] for word in words if word in sides][:1]
+    words = [word for word in words if word and word not in sides]
+    if not side and words and (glued := re.fullmatch(r"(left|right)(\D+)", words[0])):
+        side, words[0] = [glued[1]], glued[2]
+    return "_".join(side + words)
+
+
+_SAME = {"top_head": "head_top", "head": "head_top", "pelvis": "mid_hip"}
+"""Other names of a joint: CrowdPose's and Halpe's `head` is the top of the head."""
+
+
+def comparable_names(joints: Sequence[str]) -> tuple[str, ...]:
+    """The names by which joints of two sets are matched; as precise as it takes to tell those of this set apart."""
+    plain = tuple(canonical(joint) for joint in joints)
+    for names in (tuple(_SAME.get(name, name) for name in plain), plain):
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return tuple(joints)
+
+
 def group_of(joint: str) -> str:
     """The error-model group of a joint by its name: `left_wrist` -> `wrist`; unknown names -> `other`."""
-    stem = joint.lower()
-    for side in ("left_", "right_", "l_", "r_"):
-        stem = stem.removeprefix(side)
-    stem = stem.split("-")[0]  # face-0 .. face-67 of COCO-WholeBody
+    stem = re.sub(r"_\d+$", "", kind_of(joint))  # face-0 .. face-67 of COCO-WholeBody
     known = {"eye": "face", "ear": "face", "head_top": "head", "head_bottom": "head", "top_head": "head"}
     known |= {"front_paw": "wrist", "back_paw": "ankle"}
     groups = {"nose", "face", "head", "neck", "shoulder", "elbow", "wrist", "hip", "knee", "ankle"}
@@ -142,6 +171,11 @@ def _skeleton(
     pairs += tuple((i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_"))
     bones = tuple(tuple(names.index(end) for end in limb.split("-")) for limb in limbs.split())
     return Skeleton(name, names, pairs, tuple(sigmas), bones, tuple(group_of(joint) for joint in names), never)
+
+
+def kind_of(joint: str) -> str:
+    """A joint's canonical name less its side."""
+    return canonical(joint).removeprefix("left_").removeprefix("right_")
 
 
 _ARMS = (
@@ -318,13 +352,11 @@ SKELETONS = {
     )
 }
 
-_SAME = {"top_head": "head_top", "pelvis": "mid_hip"}
-
 
 def joints_in(wanted: Sequence[str], given: Sequence[str]) -> np.ndarray:
     """[len(wanted)] where each joint stands in `given`, by name; -1 where it does not."""
-    place = {_SAME.get(joint, joint): index for index, joint in enumerate(given)}
-    return np.array([place.get(_SAME.get(joint, joint), -1) for joint in wanted])
+    place = {name: index for index, name in enumerate(comparable_names(given))}
+    return np.array([place.get(name, -1) for name in comparable_names(wanted)])
 
 
 def load_skeleton(name_or_file: str) -> Skeleton:
@@ -347,32 +379,65 @@ def load_skeleton(name_or_file: str) -> Skeleton:
 
 
 def skeleton_from_category(category: Mapping) -> Skeleton:
-    """The skeleton of a COCO `categories` entry; a built-in one where the joint names are the same.
+    """The skeleton of a COCO `categories` entry; a built-in one where the joints have the same names in the same order.
 
-    A foreign joint set takes `sigmas` from the entry if it has them, else 0.08 throughout (COCO's body mean).
+    A foreign joint set takes `sigmas` from the entry if it has them, else COCO's for joints of the same kind and 0.08
+    (the mean of COCO's body) for others, marked as guessed. Limbs serve only to draw: those that do not fit are left out
+    with a warning.
     """
     joints = category.get("keypoints", ())
     if not isinstance(joints, list | tuple) or not all(isinstance(joint, str) for joint in joints):
         raise PosefixError(f"the keypoints of a category must be joint names, found {joints!r:.60}")
-    joints = tuple(joints)
+    names = comparable_names(joints)
     for skeleton in SKELETONS.values():
-        if skeleton.joints == joints:
+        if comparable_names(skeleton.joints) == names:
             return skeleton
-    pairs = [(j, "right_" + j[5:]) for j in joints if j.startswith("left_") and "right_" + j[5:] in joints]
+    pairs = [
+        (i, names.index("right_" + name[5:]))
+        for i, name in enumerate(names)
+        if name.startswith("left_") and "right_" + name[5:] in names
+    ]
+    name = str(category.get("name", "custom"))
     return Skeleton.from_dict(
         {
-            "name": str(category.get("name", "custom")),
+            "name": name,
             "joints": joints,
             "flip_pairs": pairs,
-            "sigmas": category.get("sigmas") or [0.08] * len(joints),
-            "limbs": _limbs(category.get("skeleton", ())),
+            "sigmas": category.get("sigmas") or [_SIGMAS.get(kind_of(joint), 0.08) for joint in joints],
+            "limbs": _limbs(category.get("skeleton") or (), len(joints), name),
+            "sigmas_guessed": not category.get("sigmas"),
         }
     )
 
 
-def _limbs(pairs) -> list[tuple[int, int]]:
-    """COCO counts joints from 1."""
-    try:
-        return [(a - 1, b - 1) for a, b in pairs]
-    except (TypeError, ValueError) as error:
-        raise PosefixError(f"the skeleton of a category must be pairs of joint numbers, found {pairs!r:.60}") from error
+def _limbs(pairs, count: int, name: str) -> list[tuple[int, int]]:
+    """Index pairs of a category's limbs, which count joints from 1."""
+    limbs, left_out = [], []
+    for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
+        fits = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
+        if fits and all(1 <= end <= count for end in pair):
+            limbs.append((pair[0] - 1, pair[1] - 1))
+        else:
+            left_out.append(pair)
+    if left_out:
+        warn_once(
+            f"the skeleton of category {name!r} has limbs that are no pairs of its {count} joints: "
+            f"{', '.join(map(str, left_out[:4]))}; they are not drawn"
+        )
+    return limbs
+
+
+def warn_of_guessed_sigmas(skeleton: Skeleton, source: object) -> None:
+    """Says aloud that figures rest on sigmas that nobody measured; nothing where they are known."""
+    if skeleton.sigmas_guessed:
+        by_sigma: dict[float, list[str]] = {}
+        for joint, sigma in zip(skeleton.joints, skeleton.sigmas, strict=True):
+            by_sigma.setdefault(sigma, []).append(joint)
+        values = "; ".join(
+            f"{sigma:g} for {', '.join(joints[:4])}{', ...' if len(joints) > 4 else ''}"
+            for sigma, joints in by_sigma.items()
+        )
+        warn_once(
+            f"{source}: the joints of {skeleton.name!r} are not a known set, so their OKS sigmas are a guess ({values}); "
+            "give measured ones with --skeleton FILE"
+        )

@@ -16,7 +16,7 @@ import numpy as np
 from posefix_jax.checkpoints import load_refiner
 from posefix_jax.config import Config
 from posefix_jax.data.pipeline import People
-from posefix_jax.files import read_json, whole_file, write_json
+from posefix_jax.files import claim, read_json, whole_file, write_json
 from posefix_jax.models import DecodeConfig
 from posefix_jax.report.plots import bars
 from posefix_jax.report.progress import format_seconds
@@ -100,6 +100,7 @@ def study(options: StudyOptions) -> bool:
     runs = [(seed, name) for seed, name in itertools.product(options.seeds, of.configs)]
     wanted = [run for run in runs if not options.only or run[1] in options.only]
     _check(of, options)
+    claim(options.out, "posefix study")
     begun, trained = time.monotonic(), 0
     for number, (seed, name) in enumerate(wanted):
         if _done(of, options, seed, name):

@@ -10,6 +10,7 @@ import numpy as np
 
 from posefix_jax.data.images import warp_affine
 from posefix_jax.data.pipeline import People, evaluation_batches
+from posefix_jax.files import check_apart
 from posefix_jax.report.pictures import GREEN, WHITE, draw_pose, kind_legend, sheet, side_by_side, write_picture
 from posefix_jax.sharding import keep_compiled
 from posefix_jax.skeleton import Skeleton
@@ -55,6 +56,7 @@ def synthesise(options: SynthesiseOptions) -> str:
       PosefixError: no such synthesiser or folder.
     """
     keep_compiled()
+    check_apart([options.preview], [*options.data, *options.errors])
     people = People(options.data)
     skeleton = people.skeleton
     people.check_detections(options.errors)

@@ -17,16 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from posefix_jax.checkpoints import Checkpointer, has_checkpoint, load_refiner
+from posefix_jax.checkpoints import Checkpointer, has_checkpoint, load_refiner, set_damaged_aside
 from posefix_jax.config import Config
 from posefix_jax.data.pipeline import People
 from posefix_jax.feed import Feed
-from posefix_jax.files import read_json, write_json
+from posefix_jax.files import claim, read_json, write_json
 from posefix_jax.models import RefinerSpec, compute_dtype
 from posefix_jax.models.movenet import POSE_LAYERS
 from posefix_jax.monitor import Monitor, NotFinite
 from posefix_jax.optimizer import learning_rate, make_optimizer
 from posefix_jax.sharding import compiler_options, data_mesh, join_processes, replicated, split
+from posefix_jax.skeleton import joints_in
 from posefix_jax.step import TrainState, make_train_step
 from posefix_jax.synthesis import Synthesizer, make_synthesizer
 from posefix_jax.types import PosefixError
@@ -55,10 +56,13 @@ def train(config: Config) -> tuple[TrainState, bool]:
     out = Path(config.out)
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(_Interrupt(config))
+        if not ((out / "lock").is_file() and (out / "config.json").is_file()):  # a run from before folders were marked
+            claim(out, "posefix train")
         join_processes(config.processes, out)
         people, spec, synthesize = made_of(config)
         validator = Validator(config.data.validation, spec) if config.data.validation else None
         stack.enter_context(_alone(out))
+        set_damaged_aside(out)
         _settle_config(config, out, people.places, started=has_checkpoint(out))
 
         mesh = data_mesh()
@@ -242,14 +246,14 @@ def _initial_variables(config: Config, spec: RefinerSpec, wanted: dict) -> dict:
 
 def _rejoin(variables: dict, joints: tuple[str, ...], fresh: dict, wanted: tuple[str, ...]) -> dict:
     """Weights for another skeleton: joints of the same name take theirs along, the others start fresh."""
-    pairs = [(wanted.index(joint), j) for j, joint in enumerate(joints) if joint in wanted]
-    ours, theirs = (np.array(side, int) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    places = joints_in(wanted, joints)
+    ours, theirs = np.flatnonzero(places >= 0), places[places >= 0]
 
     def exchange(new: np.ndarray, old: np.ndarray, axis: int, before: int) -> np.ndarray:
         new, old = np.moveaxis(np.array(new), axis, -1), np.moveaxis(np.asarray(old), axis, -1)
         if new.shape[:-1] == old.shape[:-1]:  # else the caller's check says what differs
             new[..., :before] = old[..., :before]
-            new[..., before + np.asarray(ours, int)] = old[..., before + np.asarray(theirs, int)]
+            new[..., before + ours] = old[..., before + theirs]
         return np.moveaxis(new, -1, axis)
 
     params, start = dict(variables["params"]), fresh["params"]

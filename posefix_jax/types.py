@@ -2,7 +2,9 @@
 
 import difflib
 import enum
+import functools
 import runpy
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -29,6 +31,12 @@ class ErrorKind(enum.IntEnum):
 
 
 KINDS = tuple(kind for kind in ErrorKind if kind is not ErrorKind.ABSENT)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Prints a warning to standard error, the first time in this process."""
+    print(f"posefix: warning: {message}", file=sys.stderr, flush=True)
 
 
 def nearest_names(name: str, valid: Iterable[str]) -> str:

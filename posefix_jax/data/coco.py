@@ -8,7 +8,7 @@ import numpy as np
 
 from posefix_jax.files import read_json
 from posefix_jax.geometry import PERSON_FILL
-from posefix_jax.skeleton import COCO, WHOLEBODY, WHOLEBODY_KEYS, Skeleton, skeleton_from_category
+from posefix_jax.skeleton import COCO, WHOLEBODY, WHOLEBODY_KEYS, Skeleton, comparable_names, skeleton_from_category
 from posefix_jax.types import PosefixError
 
 
@@ -79,7 +79,7 @@ def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotation
     category = categories[0]
     if skeleton is None:
         skeleton = skeleton_from_category(category)
-    elif list(skeleton.joints) != category["keypoints"]:
+    elif comparable_names(skeleton.joints) != comparable_names(category["keypoints"]):
         raise PosefixError(
             f"{path}: its joints are {category['keypoints']!r:.200}, those of the skeleton {skeleton.name} "
             f"{list(skeleton.joints)!r:.200}; expected the same names in the same order"
@@ -190,10 +190,12 @@ def joints_of(entry: dict, num_joints: int, where: str) -> np.ndarray:
             f"{where} has {len(values)} keypoint values, expected {3 * num_joints} (x, y, v of {num_joints} joints); "
             "the file's skeleton is another"
         )
+    if not all(value is None or isinstance(value, int | float) for value in values):
+        raise PosefixError(f"{where}: a keypoint value is no number; expected a flat list of x, y, v of every joint")
     try:
         return np.asarray(values, np.float64).reshape(num_joints, 3)
-    except (TypeError, ValueError) as error:
-        raise PosefixError(f"{where}: a keypoint value is no number") from error
+    except OverflowError as error:
+        raise PosefixError(f"{where}: a keypoint value is larger than a double holds") from error
 
 
 def finite_joints(joints: np.ndarray) -> np.ndarray:

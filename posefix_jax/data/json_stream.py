@@ -15,7 +15,21 @@ LONGEST = 1 << 26
 LONGEST_ASIDE = 1 << 30
 """The same for what is not read: the other members of a document."""
 
-_decoder = json.JSONDecoder()
+
+class _Doubled(Exception):
+    """An object has a name twice."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """Readers differ in which of two members of one name they take, so an edit of either could go unseen."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Doubled(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in an object")
+    return members
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
 _NUMBER = "0123456789.eE+-"
 _space = re.compile(r"[ \t\r\n]*")
 _flat = re.compile(r"[^\"\[\]{}]*[0-9a-z][^\"\[\]{}]*")
@@ -97,6 +111,8 @@ class JsonStream:
                     raise self.broken(getattr(error, "msg", str(error)), getattr(error, "pos", self._at)) from error
             except RecursionError as error:
                 raise self.broken("nested too deep") from error
+            except _Doubled as error:
+                raise self.broken(str(error)) from error
             grow *= 2
 
     def items(self, lead: str = "") -> Iterator[Item]:
@@ -125,10 +141,14 @@ class JsonStream:
         if self.peek() == "}":
             yield "", lead + self.take("}")
             return
+        names = set()
         while True:
             if self.peek() != '"':
                 raise self.broken("expected a name in double quotes")
             name, text = self.value()
+            if name in names:
+                raise self.broken(f"the name {name!r} stands twice in an object")
+            names.add(name)
             yield name, lead + text + self.space() + self.take(":") + self.space()
             lead = self.space()
             ends = self.take(",}")

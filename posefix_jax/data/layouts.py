@@ -73,10 +73,11 @@ def _triples(values, where: str = "keypoints") -> np.ndarray:
     if not isinstance(values, list) or not values or len(values) % 3:
         found = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
         raise ValueError(f"{where}: expected a flat list of x, y, score of every joint, found {found}")
-    return _numbers(values).reshape(-1, 3)
+    return _numbers(values, where, axes=1).reshape(-1, 3)
 
 
-def _numbers(values) -> np.ndarray:
+def _numbers(values, where: str = "keypoints", *, axes: int) -> np.ndarray:
+    """Float64 of lists that are nested `axes` deep. Raises ValueError naming `where`."""
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -85,6 +86,9 @@ def _numbers(values) -> np.ndarray:
         if not all(value is None or isinstance(value, int | float) for value in array.ravel().tolist()):
             raise ValueError("a keypoint value is no number")
         array = array.astype(np.float64)  # None is not finite; an integer beyond 64 bits becomes a float
+    if array.ndim != axes:
+        form = "a flat list of numbers" if axes == 1 else "a list of lists of numbers"
+        raise ValueError(f"{where}: expected {form}, found {'lists in it' if array.ndim > axes else 'a flat one'}")
     return array.astype(np.float64, copy=False)
 
 
@@ -152,8 +156,9 @@ def _flat_paths(pose: Pose, joint: int) -> tuple:
 
 
 def _instance(entry, image) -> Iterator[Pose]:
-    xy, scores = _numbers(entry["keypoints"]), _numbers(entry["keypoint_scores"])
-    if xy.ndim != 2 or xy.shape[1] < 2 or scores.shape != xy.shape[:1]:
+    xy = _numbers(entry["keypoints"], axes=2)
+    scores = _numbers(entry["keypoint_scores"], "keypoint_scores", axes=1)
+    if xy.shape[1] < 2 or scores.shape != xy.shape[:1]:
         raise ValueError(f"keypoints are {xy.shape} and keypoint_scores {scores.shape}, expected [K, 2] and [K]")
     yield Pose(image, np.column_stack([xy[:, :2], scores]), (), _score(entry, "bbox_score"))
 
@@ -181,12 +186,15 @@ MARKS = ("landmarks", "pose_landmarks", "poseLandmarks")
 def _mediapipe(entry, image) -> Iterator[Pose]:
     known = [entry[key] for key in ("image_id", "file_name", "image", "frame") if key in entry]
     image = image_id(known[0]) if known else image
-    key = next((key for key in MARKS if key in entry), None)
-    if key is None:
+    keys = [key for key in MARKS if key in entry]
+    if not keys:
         raise KeyError(MARKS[0])
+    if len(keys) > 1:
+        raise ValueError(f"has {' and '.join(keys)}, expected one of them")
+    (key,) = keys
     several = bool(entry[key]) and isinstance(entry[key][0], list)
     for i, marks in enumerate(entry[key] if several else [entry[key]] if entry[key] else []):
-        joints = _numbers([[mark["x"], mark["y"], mark.get("visibility", 1.0)] for mark in marks])
+        joints = _numbers([[mark["x"], mark["y"], mark.get("visibility", 1.0)] for mark in marks], key, axes=2)
         yield Pose(image, joints, (key, i) if several else (key,))
 
 
@@ -204,7 +212,10 @@ def _annorect(entry, _image) -> Iterator[Pose]:
             joint = int(point["id"][0])
             if not 0 <= joint < len(joints):
                 raise ValueError(f"point id {joint}, expected 0..{len(joints) - 1}")
-            joints[joint] = _numbers([point["x"][0], point["y"][0], _score(point) if "score" in point else 1.0])
+            if joint in slots:
+                raise ValueError(f"a person has point id {joint} twice")
+            values = [point["x"][0], point["y"][0], _score(point) if "score" in point else 1.0]
+            joints[joint] = _numbers(values, "point", axes=1)
             slots[joint] = slot, "score" in point
         if slots:
             track = (rectangle.get("track_id") or [None])[0]
@@ -259,7 +270,9 @@ def yolo_people(line: str, image: str, joints: int) -> Iterator[Pose]:
     numbers = np.array([float(word) for word in line.split()])
     each = _values_a_joint(len(numbers), joints)
     pose = numbers[5 : 5 + each * joints].reshape(joints, each)
-    scores = pose[:, 2] if each == 3 else (pose != 0).any(axis=1)
+    # Ultralytics writes 0 0 for a joint below its confidence, and the confidence beside it.
+    placed = (pose[:, :2] != 0).any(axis=1)
+    scores = np.where(placed, pose[:, 2], 0.0) if each == 3 else placed
     rest = line.split()[5 + each * joints :]
     # A lone whole number beyond 1 is a track without a confidence.
     lone = len(rest) == 1 and rest[0].isdecimal() and int(rest[0]) > 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.files import read_json, write_json
+from posefix_jax.files import inside, read_json, write_json
 from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 
@@ -112,11 +112,14 @@ class Manifest:
         if not (folder / MANIFEST).is_file():
             raise PosefixError(f"{folder}: no {MANIFEST} in it; expected a folder that `posefix prepare` wrote")
         fields = read_json(folder / MANIFEST)
-        if fields.pop("format", None) != FORMAT:
+        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             raise PosefixError(f"{folder / MANIFEST}: not of format {FORMAT}; run `posefix prepare` again")
         try:
             skeleton = Skeleton.from_dict(fields.pop("skeleton"))
             lists = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-            return cls(skeleton=skeleton, **lists)
+            manifest = cls(skeleton=skeleton, **lists)
         except (TypeError, KeyError) as error:
             raise PosefixError(f"{folder / MANIFEST}: {error}; run `posefix prepare` again") from error
+        for shard in manifest.shards:
+            inside(folder, shard, str(folder / MANIFEST))
+        return manifest

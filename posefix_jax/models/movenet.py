@@ -1,6 +1,7 @@
 """The network of MoveNet (Votel & Li 2021) as a refiner: MobileNetV2, a feature pyramid, and the pose beside the image."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -34,15 +35,16 @@ class MoveNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], maps: SeparableMaps, *, train: bool) -> Float[Array, "B h w D"]:
-        pose = jax.tree.map(lambda line: line.reshape(len(line), -1, 4, line.shape[-1]).mean(2), maps).drawn()
+        pose = jax.tree.map(lambda line: line.reshape(line.shape[0], -1, 4, line.shape[-1]).mean(2), maps).drawn()
         trunk = MobileNetV2(self.width, self.norm, self.dtype, taps=(2, 3, 4, 7), offset=1, frozen=self.frozen)
         nn.share_scope(self, trunk)  # its weights lie where those of any backbone lie
         *finer, x = trunk(image, side=pose, train=train)
         x = nn.relu6(self.norm(name="last_norm")(Conv(1280, 1, dtype=self.dtype, name="last")(x), train=train))
         x = Conv(PYRAMID[0], 1, use_bias=True, dtype=self.dtype, name="top")(x)
         for i, channels in enumerate(PYRAMID[1:], start=1):
-            b, h, w, before = x.shape
-            x = jax.image.resize(x, (b, 2 * h, 2 * w, before), "bilinear")
+            _, h, w, before = x.shape
+            # One at a time: `resize` needs numbers, and the batch of an exported program is a symbol.
+            x = jax.vmap(partial(jax.image.resize, shape=(2 * h, 2 * w, before), method="bilinear"))(x)
             x = x + Conv(before, 1, use_bias=True, dtype=self.dtype, name=f"lateral{i}")(finer[-i])
             x = DepthwiseConv(dtype=self.dtype, name=f"merge{i}_depthwise")(x)
             x = Conv(channels, 1, dtype=self.dtype, name=f"merge{i}")(x)

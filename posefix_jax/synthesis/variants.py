@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from posefix_jax.skeleton import Skeleton
+from posefix_jax.skeleton import Skeleton, canonical
 from posefix_jax.synthesis.error_model import ERROR_MODELS, PAPER, ErrorModel, read_error_model
 from posefix_jax.synthesis.posefix import SyntheticPose, synthesize_pose
 from posefix_jax.taxonomy import classify_joints
@@ -125,7 +125,7 @@ def limb(skeleton: Skeleton, *, share: float = 0.5) -> Synthesizer:
     quiet = _without_confusion(PAPER)
     small = from_model(quiet, skeleton)
     groups = np.array(skeleton.groups)
-    left = np.array([joint.startswith(("left_", "l_")) for joint in skeleton.joints])
+    left = np.array([canonical(joint).startswith("left_") for joint in skeleton.joints])
     arm, leg = np.isin(groups, ("elbow", "wrist")), np.isin(groups, ("knee", "ankle"))
     limbs = np.stack([arm & left, arm & ~left, leg & left, leg & ~left])  # [4, K]
     both = np.stack([arm, arm, leg, leg])
