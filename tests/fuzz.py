@@ -181,9 +181,18 @@ def judge(refine, folder: Path, seed: int, good: list[dict], others: list[str]) 
     assert json.dumps(_without_poses(rows)) == json.dumps(_without_poses(after)), f"seed {seed}: other keys changed"
     kept = json.loads((folder / "r.json.report.json").read_text())
     assert report["refined"] + len(kept["passed_through"]) == report["rows"], f"seed {seed}: a row is lost"
+    assert rows_in(out) == report["rows"], f"seed {seed}: the output does not read as its input did"
     for path, content in before.items():
         assert path.read_bytes() == content, f"seed {seed}: {path} was written to"
     return GOOD
+
+
+def rows_in(path: Path) -> int:
+    """How many people the package's own reader finds in a file."""
+    from posefix_jax.data.formats import open_document
+    from posefix_jax.skeleton import COCO
+
+    return sum(len(e.poses) for e in open_document(str(path), skeleton=None, preferred=COCO).elements())
 
 
 def _values(text: str):

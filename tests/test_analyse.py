@@ -126,7 +126,7 @@ def test_before_and_after(files, capsys):
     code, out = analyse(files, "--against", files["d"], "--images", files["images"], "--pictures", 2, "--samples", 20)
     text = capsys.readouterr().out
     assert code == 0 and "AP changes by +" in text and "inversion" in text
-    assert sorted(path.name for path in out.iterdir()) == ["analysis.json", "errors.csv", "index.html"]
+    assert sorted(path.name for path in out.iterdir()) == [".posefix", "analysis.json", "errors.csv", "index.html"]
     html = (out / "index.html").read_text()
     page = Page(html)
     assert page.count["img"] == 4 and page.count["svg"] > 10 and not re.search(r"https?:|url\(", html)
@@ -175,7 +175,7 @@ def test_refused(files, capsys, tmp_path):
 
     assert "No such file" in refused("--against", tmp_path / "none.json")
     assert "as an annotation file is" in refused("--against", files["truth"])
-    assert "a file; --out is a folder" in refused(out="d.json")
+    assert "is a file; expected the name of a folder to write" in refused(out="d.json")
     assert "no such image folder" in refused("--images", tmp_path / "none")
     assert "--samples must be positive" in refused("--samples", 0)
     rows = json.loads(files["d"].read_text())

@@ -351,3 +351,15 @@ def test_a_worker_that_dies_is_an_error(prepared):
     with pytest.raises(RuntimeError):
         for _ in range(100):
             next(batches)
+
+
+def test_joints_that_are_written_otherwise_keep_their_twins(people, tmp_path):
+    """So that training mirrors left and right."""
+    truth, images = people
+    content = json.loads(truth.read_text())
+    content["categories"][0]["keypoints"] = [joint.replace("_", " ").title() for joint in COCO.joints]
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (manifest,) = prepare(
+        PrepareOptions(annotations=tmp_path / "truth.json", images=images, out=tmp_path / "p", patch=64)
+    )
+    assert Manifest.read(tmp_path / "p").skeleton == manifest.skeleton == COCO

@@ -11,8 +11,9 @@ from pycocotools.cocoeval import COCOeval
 from posefix_jax.evaluate import EvaluateOptions, evaluate, table_of
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, oks_nms, truth_of
 from posefix_jax.evaluation.scores import bootstrap_difference
-from posefix_jax.skeleton import COCO
-from posefix_jax.types import PosefixError
+from posefix_jax.fit import FitOptions, fit
+from posefix_jax.skeleton import COCO, CROWDPOSE
+from posefix_jax.types import PosefixError, warn_once
 
 
 @pytest.fixture
@@ -35,6 +36,61 @@ def test_figures_are_pycocotools_own(files):
     low, high = report["interval"]
     assert low <= report["difference"]["AP"] <= high
     assert "AP changes by +" in table_of(report)
+
+
+def rename(truth, folder, joints, **category):
+    """The annotations with other joint names."""
+    content = json.loads(truth.read_text())
+    content["categories"][0] |= {"keypoints": joints, **category}
+    (folder / "renamed.json").write_text(json.dumps(content))
+    return folder / "renamed.json"
+
+
+@pytest.mark.parametrize("written", [lambda joint: joint.replace("_", " ").title(), str.upper])
+def test_joints_that_are_written_otherwise_are_scored_alike(written, files, tmp_path):
+    truth, before, after = files
+    renamed = rename(truth, tmp_path, [written(joint) for joint in COCO.joints])
+    wanted, found = (evaluate(EvaluateOptions(after, path, against=before, samples=10)) for path in (truth, renamed))
+    assert found == wanted
+
+
+def test_unknown_joints_are_scored_aloud(files, tmp_path, capsys):
+    warn_once.cache_clear()
+    truth, _, after = files
+    renamed = rename(truth, tmp_path, [*COCO.joints[:-1], "tail"])
+    for command in (
+        lambda: evaluate(EvaluateOptions(after, renamed)),
+        lambda: fit(FitOptions((after,), renamed, tmp_path / "m.json")),
+    ):
+        warn_once.cache_clear()
+        command()
+        assert "their OKS sigmas are a guess" in capsys.readouterr().err
+
+
+def test_crowdpose_evaluates_as_its_authors_write_it(tmp_path):
+    """`head`, and limbs of 17 joints; also where `--skeleton crowdpose` says what they are."""
+    joints = [*CROWDPOSE.joints[:12], "head", "neck"]
+    pose = [float(v) for i in range(14) for v in (20 + 5 * i, 30 + 7 * i % 60, 2)]
+    content = {
+        "images": [{"id": 1, "crowdIndex": 0.4, "width": 200, "height": 200}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "iscrowd": 0,
+                "bbox": [20, 30, 65, 60],
+                "num_keypoints": 14,
+                "keypoints": pose,
+            }
+        ],
+        "categories": [{"id": 1, "name": "person", "keypoints": joints, "skeleton": [[16, 14], [14, 12], [17, 15]]}],
+    }
+    (tmp_path / "crowdpose_val.json").write_text(json.dumps(content))
+    (tmp_path / "r.json").write_text(json.dumps([{"image_id": 1, "category_id": 1, "keypoints": pose, "score": 1.0}]))
+    for skeleton in (None, "crowdpose"):
+        report = evaluate(EvaluateOptions(tmp_path / "r.json", tmp_path / "crowdpose_val.json", skeleton=skeleton))
+        assert report["metric"] == "crowdpose" and report["after"]["AP"] == pytest.approx(1)
 
 
 def truth(content):

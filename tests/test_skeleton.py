@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,20 @@ from posefix_jax.data.coco import read_annotations
 from posefix_jax.skeleton import (
     AP10K,
     COCO,
+    CROWDPOSE,
     SKELETONS,
     WHOLEBODY,
     WHOLEBODY_KEYS,
     Skeleton,
+    canonical,
+    comparable_names,
+    group_of,
+    joints_in,
     load_skeleton,
     skeleton_from_category,
+    warn_of_guessed_sigmas,
 )
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, warn_once
 
 
 @pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=lambda s: s.name)
@@ -50,6 +57,66 @@ def test_matches_by_name():
     assert foreign.flip_pairs == ((0, 1),) and foreign.limbs == ((0, 1),) and foreign.groups == ("other", "other")
 
 
+@pytest.mark.parametrize("style", ["Left Eye", "left-eye", "LEFT_EYE", "leftEye", "eye_left", "l_eye", "LeftEye"])
+def test_joints_are_matched_however_they_are_written(style):
+    assert canonical(style) == "left_eye"
+    assert joints_in(["left_eye", "nose"], ["Nose", style]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda joint: joint.replace("_", " ").title(),
+        lambda joint: joint.replace("_", "-"),
+        str.upper,
+        lambda joint: re.sub(r"_(.)", lambda end: end[1].upper(), joint),
+    ],
+)
+@pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
+def test_a_known_set_is_known_however_it_is_written(written, skeleton):
+    """With its sigmas and its flip pairs; groups too, which the error model goes by."""
+    category = {"name": "person", "keypoints": [written(joint) for joint in skeleton.joints]}
+    assert skeleton_from_category(category) is skeleton
+    assert [group_of(joint) for joint in category["keypoints"]] == list(skeleton.groups)
+
+
+def test_names_that_only_their_spelling_tells_apart_are_taken_as_they_are():
+    assert comparable_names(["tip a", "tip-a"]) == ("tip a", "tip-a")
+    assert comparable_names(["head", "head_top"]) == ("head", "head_top")
+    assert joints_in(["tip a"], ["tip-a", "tip a"]).tolist() == [-1]
+
+
+def test_crowdpose_as_its_authors_write_it():
+    """`head`, and limbs of COCO's 17 joints in its `skeleton` field."""
+    joints = [*CROWDPOSE.joints[:12], "head", "neck"]
+    limbs = [[a + 1, b + 1] for a, b in SKELETONS["coco"].limbs]
+    assert skeleton_from_category({"name": "person", "keypoints": joints, "skeleton": limbs}) is CROWDPOSE
+
+
+def test_limbs_that_do_not_fit_are_left_out_with_a_word(capsys):
+    warn_once.cache_clear()
+    limbs = [[1, 2], [0, 1], [2, 3], [1], "x", [1.5, 2], [True, 2]]
+    skeleton = skeleton_from_category({"name": "odd", "keypoints": ["left_wing", "tail"], "skeleton": limbs})
+    assert skeleton.limbs == ((0, 1),)
+    said = capsys.readouterr().err
+    assert said.startswith("posefix: warning: the skeleton of category 'odd' has limbs") and "[0, 1], [2, 3]" in said
+
+
+def test_guessed_sigmas_are_said_aloud(capsys):
+    """COCO's for joints of the same kind; in the file's own hand they are no guess."""
+    warn_once.cache_clear()
+    category = {"name": "dog", "keypoints": ["Left Wrist", "tail"]}
+    skeleton = skeleton_from_category(category)
+    assert skeleton.sigmas == (0.062, 0.08) and skeleton.sigmas_guessed
+    assert Skeleton.from_dict(skeleton.to_dict()) == skeleton
+    warn_of_guessed_sigmas(skeleton, "gt.json")
+    said = capsys.readouterr().err
+    assert "gt.json: the joints of 'dog' are not a known set" in said and "0.062 for Left Wrist; 0.08 for tail" in said
+    known = skeleton_from_category({**category, "sigmas": [0.1, 0.2]})
+    warn_of_guessed_sigmas(known, "gt.json")
+    assert not known.sigmas_guessed and not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -78,7 +145,8 @@ def test_the_tutorials_skeleton_is_one(tmp_path):
     assert fly.flip_pairs == ((2, 3), (4, 5)) and set(fly.groups) == {"head", "other"}
     content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "fly", "keypoints": list(fly.joints)}]}
     (tmp_path / "truth.json").write_text(json.dumps(content))
-    assert read_annotations(tmp_path / "truth.json").skeleton.sigmas == (0.08,) * 6
+    by_name = read_annotations(tmp_path / "truth.json").skeleton
+    assert by_name.sigmas == (0.079,) + (0.08,) * 5 and by_name.sigmas_guessed  # a head is one of CrowdPose's
     assert read_annotations(tmp_path / "truth.json", fly).skeleton is fly
     with pytest.raises(PosefixError, match="truth.json: its joints are .* expected the same names in the same order"):
         read_annotations(tmp_path / "truth.json", COCO)

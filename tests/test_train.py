@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from posefix_jax.sharding import data_mesh, replicated, split
 from posefix_jax.step import Batch, InputConfig, make_eval_step, make_train_step, make_training_pose, sample_keys
 from posefix_jax.synthesis import make_synthesizer
 from posefix_jax.train import _Interrupt, initial_state, spec_of, train
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, warn_once
 from posefix_jax.validate import Validator
 
 PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -64,6 +65,64 @@ def test_leaves_what_a_user_looks_at(config, whole):
     variables, spec = load_refiner(out)
     assert_equal(variables, whole.variables)
     assert spec.model == config.model
+
+
+def cut_short(step: Path, item: str) -> None:
+    for file in (step / item).rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGE = {
+    "an empty step": lambda folder: (folder / "99").mkdir(),
+    "a state cut short": lambda folder: cut_short(folder / "6", "state"),
+    "a model cut short": lambda folder: cut_short(folder / "6", "model"),
+    "no index": lambda folder: (folder / "6" / "state" / "manifest.ocdbt").unlink(),
+    "an empty file": lambda folder: (folder / "6" / "input" / "metadata").write_text(""),
+    "no input": lambda folder: shutil.rmtree(folder / "6" / "input"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(name, config, whole, tmp_path, capsys):
+    """The newest that reads is taken, in one line; the run ends with the same weights; what is damaged is kept."""
+    run = tmp_path / "run"
+    shutil.copytree(config.out, run)
+    DAMAGE[name](run / "checkpoints")
+    step, good = ("99", "6") if name == "an empty step" else ("6", "4")
+    warn_once.cache_clear()
+    capsys.readouterr()
+    if name in ("an empty step", "a model cut short"):
+        variables, _ = load_refiner(run)
+        (said,) = capsys.readouterr().err.splitlines()
+        assert f"checkpoints/{step} is damaged (" in said and said.endswith(f"checkpoints/{good} instead")
+    warn_once.cache_clear()
+    state, complete = train(dataclasses.replace(config, out=str(run)))
+    said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert len(said) == 1 and said[0].endswith(f"resuming from {run / 'checkpoints' / good}")
+    assert complete and (run / "damaged" / step).is_dir()
+    assert_equal(jax.device_get(state), whole)
+    assert_equal(load_refiner(run)[0], whole.variables)
+
+
+def test_no_checkpoint_that_reads(config, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(config.out, run)
+    for step in (run / "checkpoints").iterdir():
+        cut_short(step, "model")
+    before = sorted(run.rglob("*"))
+    for attempt in (lambda: train(dataclasses.replace(config, out=str(run))), lambda: load_refiner(run)):
+        with pytest.raises(PosefixError, match=r"no checkpoint there can be read \(6: model: .*; 4: model: "):
+            attempt()
+    with pytest.raises(PosefixError, match=r"checkpoints/6: damaged \(model: "):
+        load_refiner(run / "checkpoints" / "6")
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_folder_of_the_users_is_not_trained_into(config, tmp_path):
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(PosefixError, match="exists and was not made by posefix train"):
+        train(dataclasses.replace(config, out=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_interrupted_and_resumed_is_as_uninterrupted(config, whole, monkeypatch):
