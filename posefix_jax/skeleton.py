@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -141,11 +141,16 @@ _SAME = {"top_head": "head_top", "head": "head_top", "pelvis": "mid_hip"}
 
 def comparable_names(joints: Sequence[str]) -> tuple[str, ...]:
     """The names by which joints of two sets are matched; as precise as it takes to tell those of this set apart."""
+    return _comparable_names(tuple(joints))
+
+
+@lru_cache(maxsize=256)  # conversions ask for every person
+def _comparable_names(joints: tuple[str, ...]) -> tuple[str, ...]:
     plain = tuple(canonical(joint) for joint in joints)
     for names in (tuple(_SAME.get(name, name) for name in plain), plain):
         if len(set(names)) == len(names) and all(names):
             return names
-    return tuple(joints)
+    return joints
 
 
 def group_of(joint: str) -> str:
