@@ -172,13 +172,12 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
       outputs: files and folders that are written.
       inputs: paths and URLs that are read; an input below an output counts too.
     """
-    outputs = [(path, path.resolve()) for path in outputs]
+    outputs = [(path, path.resolve(), path.exists()) for path in outputs]
     for given in inputs:
         for local in _local_paths(str(given)):
             source = local.resolve()
-            for path, place in outputs:
-                same = source.is_relative_to(place) or (path.exists() and source.exists() and path.samefile(source))
-                if same:
+            for path, place, there in outputs:
+                if source.is_relative_to(place) or (there and source.exists() and path.samefile(source)):
                     raise PosefixError(
                         f"{path} is where output goes, but the input {given} is there; choose another --out"
                     )

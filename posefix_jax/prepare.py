@@ -130,7 +130,8 @@ def _check_free(folder: Path) -> Manifest | None:
 def _remove_prepared(folder: Path) -> None:
     """Removes what prepare wrote, a file at a time: whatever else has come into the folder keeps it there."""
     manifest = _check_free(folder)
-    names = (MANIFEST, *manifest.shards) if manifest is not None else ()
+    # The manifest goes after the shards that it names: a run killed in between is replaced by the next.
+    names = (*manifest.shards, MANIFEST) if manifest is not None else ()
     try:
         for name in (*names, MARK):
             (folder / name).unlink(missing_ok=True)

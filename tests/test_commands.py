@@ -40,7 +40,6 @@ def place(tmp_path_factory) -> Path:
     shutil.copy(truth, folder / "boxes.json")
     (folder / "d.json").write_text(json.dumps(detections_of(truth)))
     (folder / "configs").symlink_to(ROOT / "configs")
-    (folder / "mine.py").write_text("def synthesize(key, person):\n    raise NotImplementedError\n")
     for name in ("coco", "coco-val", "mine"):
         options = {"detections": (folder / "d.json",), "patch": 96}
         prepare(PrepareOptions(annotations=truth, images=images, out=folder / "prepared" / name, **options))
