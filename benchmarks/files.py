@@ -36,10 +36,10 @@ def fuzz(options) -> dict:
     import format_samples
     import fuzz as damage
 
-    from posefix_jax.models import DecodeConfig, ModelConfig, RefinerSpec
-    from posefix_jax.refine import RefineOptions, refine_rows
-    from posefix_jax.refiner import Refiner
-    from posefix_jax.skeleton import COCO
+    from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
+    from posefix_jax.core.skeleton import COCO
+    from posefix_jax.refining.refine_files import RefineOptions, refine_rows
+    from posefix_jax.refining.refiner import Refiner
 
     model = ModelConfig(backbone="resnet18", width=4, head_channels=4, crop_hw=(64, 64), pose_sigma=2.0)
     spec = RefinerSpec(COCO, model, (True,) * 17, DecodeConfig("soft-argmax"))
@@ -148,12 +148,12 @@ def rates(options) -> dict:
     """Rows a second of the readers and writers over the json module's; photographs decoded a second."""
     import cv2
 
-    from posefix_jax.convert import ConvertOptions, convert
+    from posefix_jax.core.skeleton import COCO
     from posefix_jax.data.compose import TARGETS
     from posefix_jax.data.formats import open_document
     from posefix_jax.data.images import decode_image
-    from posefix_jax.job import find_files
-    from posefix_jax.skeleton import COCO
+    from posefix_jax.refining.convert import ConvertOptions, convert
+    from posefix_jax.refining.file_job import find_files
 
     rows = json.loads(options.detections.read_text())
     rows = sorted((rows * (20000 // len(rows) + 1))[:20000], key=lambda row: row["image_id"])

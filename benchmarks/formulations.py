@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from measure import seconds, write_result
 
-from posefix_jax import heatmaps
 from posefix_jax.cli import use_huge_pages
-from posefix_jax.models.layers import conv_of_separable
-from posefix_jax.models.on_cpu import depthwise_conv_by_shift, pixelwise, transposed_conv_by_phase, winograd_conv
-from posefix_jax.sharding import compiler_options
+from posefix_jax.core import heatmaps
+from posefix_jax.core.models.cpu_kernels import (
+    depthwise_conv_by_shift,
+    pixelwise,
+    transposed_conv_by_phase,
+    winograd_conv,
+)
+from posefix_jax.core.models.layers import conv_of_separable
+from posefix_jax.runtime.devices import compiler_options
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 BATCH = 8

@@ -22,7 +22,7 @@ from measure import seconds, write_result
 from peer import ours
 
 from posefix_jax.cli import use_huge_pages
-from posefix_jax.refiner import Refiner
+from posefix_jax.refining.refiner import Refiner
 
 
 def programs() -> dict:

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from measure import write_result
 
-from posefix_jax.checkpoints import load_refiner
 from posefix_jax.data.pipeline import People
+from posefix_jax.runtime.checkpoints import load_refiner
 
 FIELDS = (
     "--save-every 4 --keep 2 --validate-every 1000000 --data.validation --data.batch-size 8 --data.threads 1 "
@@ -37,7 +37,7 @@ def main() -> int:
     moments = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         preset = Path(folder, "tiny.py")
-        preset.write_text("from posefix_jax.config import Config\n\n\ndef config():\n    return Config()\n")
+        preset.write_text("from posefix_jax.training.config import Config\n\n\ndef config():\n    return Config()\n")
         epochs = max(options.steps * 8 // len(People((options.prepared,))), 1)
         command = [sys.executable, "-m", "posefix_jax.cli", "train", str(preset), *FIELDS.split()]
         command += ["--data.train", str(options.prepared), "--epochs", str(epochs)]

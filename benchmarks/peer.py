@@ -4,7 +4,7 @@
     python benchmarks/peer.py [--write] [--backbones resnet18 resnet50] [--crop 256 192] [--batch 8] [--rounds 5]
 
 The same network, inputs and precision: float32 on a CPU, bfloat16 on a GPU. PyTorch runs channels-last and through
-torch.compile (`--eager`: as written), ours with the compiler options of `posefix_jax.sharding` (`--xla-defaults`:
+torch.compile (`--eager`: as written), ours with the compiler options of `posefix_jax.runtime.devices` (`--xla-defaults`:
 without) and the huge pages that the `posefix` command asks for (`--torch-huge-pages`: PyTorch too). Each side is a
 process of its own that waits while the other one works. `ratio` is our rate over PyTorch's, above 1 ours is faster, its
 spread is over the rounds. `operations` and `bytes` are the shares of the limits: the time that the compiled program's
@@ -125,14 +125,14 @@ def ours(options: argparse.Namespace) -> dict:
     import jax.numpy as jnp
     from measure import peak_rates
 
-    from posefix_jax.config import Config
-    from posefix_jax.models import ModelConfig, RefinerSpec
-    from posefix_jax.optimizer import make_optimizer
-    from posefix_jax.sharding import compiler_options, data_mesh
-    from posefix_jax.skeleton import COCO
-    from posefix_jax.step import TrainingPose, make_update_step
-    from posefix_jax.synthesis import SyntheticPose
-    from posefix_jax.train import initial_state
+    from posefix_jax.core.models import ModelConfig, RefinerSpec
+    from posefix_jax.core.skeleton import COCO
+    from posefix_jax.core.step import TrainingPose, make_update_step
+    from posefix_jax.core.synthesis import SyntheticPose
+    from posefix_jax.runtime.devices import compiler_options, data_mesh
+    from posefix_jax.training.config import Config
+    from posefix_jax.training.optimizer import make_optimizer
+    from posefix_jax.training.train import initial_state
 
     config = Config(model=ModelConfig(options.backbones[0], crop_hw=tuple(options.crop)))
     spec = RefinerSpec(COCO, config.model, (True,) * JOINTS)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from measure import write_result
 
-from posefix_jax.evaluate import EvaluateOptions, evaluate
-from posefix_jax.prepare import held_out
-from posefix_jax.refine import RefineOptions, refine_rows
-from posefix_jax.refiner import Refiner
+from posefix_jax.data.prepare import held_out
+from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
+from posefix_jax.refining.refine_files import RefineOptions, refine_rows
+from posefix_jax.refining.refiner import Refiner
 
 
 def main() -> None:

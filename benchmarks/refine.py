@@ -14,8 +14,8 @@ import numpy as np
 from measure import seconds, write_result
 
 from posefix_jax.cli import use_huge_pages
-from posefix_jax.refine import RefineOptions, refine_rows
-from posefix_jax.refiner import Crop, Refiner
+from posefix_jax.refining.refine_files import RefineOptions, refine_rows
+from posefix_jax.refining.refiner import Crop, Refiner
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from measure import seconds, write_result
 
-from posefix_jax.skeleton import COCO
-from posefix_jax.synthesis import ERROR_MODELS, PAPER, VARIANTS, Person, Synthesizer, from_model, make_synthesizer
+from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.synthesis import ERROR_MODELS, PAPER, VARIANTS, Person, Synthesizer, from_model, make_synthesizer
 
 RELEASED = {
     "17 joints alone": (17, 0, 78),

@@ -6,11 +6,11 @@ Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands) and
 configs/lspet_mnv2_128x96.py tells how to get. The studies in docs/studies.md start from it.
 """
 
-from posefix_jax.augment import AugmentConfig
-from posefix_jax.config import Config, DataConfig
-from posefix_jax.models import ModelConfig
-from posefix_jax.optimizer import OptimizerConfig
-from posefix_jax.step import InputConfig
+from posefix_jax.core.augment import AugmentConfig
+from posefix_jax.core.models import ModelConfig
+from posefix_jax.core.step import InputConfig
+from posefix_jax.training.config import Config, DataConfig
+from posefix_jax.training.optimizer import OptimizerConfig
 
 
 def config() -> Config:

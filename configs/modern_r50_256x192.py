@@ -8,10 +8,10 @@ Meant for 8 GPUs or a TPU slice; not yet run to its end. The paper's own recipe:
 from dataclasses import replace
 from pathlib import Path
 
-from posefix_jax.augment import AugmentConfig
-from posefix_jax.config import Config, load_preset
-from posefix_jax.optimizer import OptimizerConfig
-from posefix_jax.step import InputConfig
+from posefix_jax.core.augment import AugmentConfig
+from posefix_jax.core.step import InputConfig
+from posefix_jax.training.config import Config, load_preset
+from posefix_jax.training.optimizer import OptimizerConfig
 
 
 def config() -> Config:

@@ -8,11 +8,11 @@
 Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands). Time and scores: docs/model-card.md.
 """
 
-from posefix_jax.augment import AugmentConfig
-from posefix_jax.config import Config, DataConfig
-from posefix_jax.models import ModelConfig
-from posefix_jax.optimizer import OptimizerConfig
-from posefix_jax.step import InputConfig
+from posefix_jax.core.augment import AugmentConfig
+from posefix_jax.core.models import ModelConfig
+from posefix_jax.core.step import InputConfig
+from posefix_jax.training.config import Config, DataConfig
+from posefix_jax.training.optimizer import OptimizerConfig
 
 
 def config() -> Config:

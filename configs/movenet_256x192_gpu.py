@@ -9,9 +9,9 @@ no network; the same command goes on where it stopped. It has not been run.
 from dataclasses import replace
 from pathlib import Path
 
-from posefix_jax.augment import AugmentConfig
-from posefix_jax.config import Config, load_preset
-from posefix_jax.optimizer import OptimizerConfig
+from posefix_jax.core.augment import AugmentConfig
+from posefix_jax.training.config import Config, load_preset
+from posefix_jax.training.optimizer import OptimizerConfig
 
 
 def config() -> Config:

@@ -10,7 +10,7 @@ Data as for configs/posefix_r152_384x288.py. The paper gives no score of this si
 from dataclasses import replace
 from pathlib import Path
 
-from posefix_jax.config import Config, load_preset
+from posefix_jax.training.config import Config, load_preset
 
 
 def config() -> Config:

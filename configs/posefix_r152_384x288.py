@@ -8,10 +8,10 @@ test-dev AP 71.1 -> 73.6 on Simple Baseline R152's poses, 71.8 on CPN R50's (68.
 train2017 was at hand.
 """
 
-from posefix_jax.config import Config, DataConfig
-from posefix_jax.models import DecodeConfig, ModelConfig
-from posefix_jax.optimizer import OptimizerConfig
-from posefix_jax.step import InputConfig
+from posefix_jax.core.models import DecodeConfig, ModelConfig
+from posefix_jax.core.step import InputConfig
+from posefix_jax.training.config import Config, DataConfig
+from posefix_jax.training.optimizer import OptimizerConfig
 
 
 def config() -> Config:

@@ -10,7 +10,7 @@ end by us.
 from dataclasses import replace
 from pathlib import Path
 
-from posefix_jax.config import Config, load_preset
+from posefix_jax.training.config import Config, load_preset
 
 
 def config() -> Config:

@@ -10,7 +10,7 @@ and prepared/posetrack-val, made by `posefix prepare` from PoseTrack 2018 files.
 from dataclasses import replace
 from pathlib import Path
 
-from posefix_jax.config import Config, load_preset
+from posefix_jax.training.config import Config, load_preset
 
 
 def config() -> Config:

@@ -1,20 +1,25 @@
 """PoseFix in JAX: makes the 2D human poses of any estimator better. Names load what they need when first used."""
 
+import sys
 from importlib import import_module
 
+from posefix_jax.moved import MovedModules
+
 _HOMES = {
-    "Config": "config",
-    "COCO": "skeleton",
+    "Config": "training.config",
+    "COCO": "core.skeleton",
     "ErrorKind": "types",
-    "ErrorModel": "synthesis",
+    "ErrorModel": "core.synthesis",
     "PosefixError": "types",
-    "Refiner": "refiner",
-    "RefinerSpec": "models",
-    "Skeleton": "skeleton",
-    "synthesize_pose": "synthesis",
+    "Refiner": "refining.refiner",
+    "RefinerSpec": "core.models",
+    "Skeleton": "core.skeleton",
+    "synthesize_pose": "core.synthesis",
 }
 
 __all__ = sorted(_HOMES)
+
+sys.meta_path.insert(0, MovedModules())
 
 
 def __getattr__(name: str):

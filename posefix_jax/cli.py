@@ -82,7 +82,7 @@ def _parse(options, rest: list[str], job: str, **more):
 
 
 def _refine(rest: list[str]) -> int:
-    from posefix_jax.refine import RefineOptions, refine, summary_of
+    from posefix_jax.refining.refine_files import RefineOptions, refine, summary_of
 
     if rest and not rest[0].startswith("-"):
         rest = ["--detections", *rest]
@@ -92,8 +92,8 @@ def _refine(rest: list[str]) -> int:
 
 
 def _estimate(rest: list[str]) -> int:
-    from posefix_jax.estimate import EstimateOptions, estimate
-    from posefix_jax.refine import summary_of
+    from posefix_jax.refining.estimate import EstimateOptions, estimate
+    from posefix_jax.refining.refine_files import summary_of
 
     if rest and not rest[0].startswith("-"):
         rest = ["--boxes", *rest]
@@ -105,8 +105,8 @@ def _estimate(rest: list[str]) -> int:
 def _merge(rest: list[str]) -> int:
     from pathlib import Path
 
-    from posefix_jax.parts import merge
-    from posefix_jax.refine import summary_of
+    from posefix_jax.refining.refine_files import summary_of
+    from posefix_jax.refining.resumable_output import merge
 
     if len(rest) != 1 or rest[0].startswith("-"):
         print("usage: posefix merge OUT, the --out of the posefix refine --shard runs")
@@ -116,7 +116,7 @@ def _merge(rest: list[str]) -> int:
 
 
 def _convert(rest: list[str]) -> int:
-    from posefix_jax.convert import ConvertOptions, convert
+    from posefix_jax.refining.convert import ConvertOptions, convert
 
     if rest and not rest[0].startswith("-"):
         rest = ["--detections", *rest]
@@ -127,7 +127,7 @@ def _convert(rest: list[str]) -> int:
 
 
 def _evaluate(rest: list[str]) -> int:
-    from posefix_jax.evaluate import EvaluateOptions, evaluate, table_of
+    from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of
 
     if rest and not rest[0].startswith("-"):
         rest = ["--results", *rest]
@@ -137,14 +137,14 @@ def _evaluate(rest: list[str]) -> int:
 
 def _analyse(rest: list[str]) -> int:
     if rest and rest[0] == "fit":
-        from posefix_jax.fit import FitOptions, fit
+        from posefix_jax.evaluation.fit import FitOptions, fit
 
         rest = rest[1:]
         if rest and not rest[0].startswith("-"):
             rest = ["--detections", *rest]
         print(fit(_parse(FitOptions, rest, "analyse fit")))
         return 0
-    from posefix_jax.analyse import AnalyseOptions, analyse, table_of
+    from posefix_jax.evaluation.analyze import AnalyseOptions, analyse, table_of
 
     if rest and not rest[0].startswith("-"):
         rest = ["--results", *rest]
@@ -154,7 +154,7 @@ def _analyse(rest: list[str]) -> int:
 
 
 def _prepare(rest: list[str]) -> int:
-    from posefix_jax.prepare import PrepareOptions, prepare, summary_of
+    from posefix_jax.data.prepare import PrepareOptions, prepare, summary_of
 
     options = _parse(PrepareOptions, rest, "prepare")
     print(summary_of(prepare(options)))
@@ -162,7 +162,7 @@ def _prepare(rest: list[str]) -> int:
 
 
 def _train(rest: list[str]) -> int:
-    from posefix_jax.config import Config, load_preset
+    from posefix_jax.training.config import Config, load_preset
 
     if not rest or rest[0].startswith("-"):
         if rest and rest[0] in ("-h", "--help"):
@@ -170,14 +170,14 @@ def _train(rest: list[str]) -> int:
         raise PosefixError("train needs a config file first: posefix train configs/NAME.py [--field value ...]")
     config = _parse(Config, rest[1:], f"train {rest[0]}", default=load_preset(rest[0]))
 
-    from posefix_jax.train import train
+    from posefix_jax.training.train import train
 
     _, complete = train(config)
     return 0 if complete else 130
 
 
 def _study(rest: list[str]) -> int:
-    from posefix_jax.study import StudyOptions, study
+    from posefix_jax.training.study import StudyOptions, study
 
     if rest and not rest[0].startswith("-"):
         rest = ["--study", *rest]
@@ -185,28 +185,28 @@ def _study(rest: list[str]) -> int:
 
 
 def _synthesise(rest: list[str]) -> int:
-    from posefix_jax.synthesise import SynthesiseOptions, synthesise
+    from posefix_jax.training.synthesize import SynthesiseOptions, synthesise
 
     print(synthesise(_parse(SynthesiseOptions, rest, "synthesise")))
     return 0
 
 
 def _ship(rest: list[str]) -> int:
-    from posefix_jax.ship import ShipOptions, ship
+    from posefix_jax.training.package import ShipOptions, ship
 
     print(ship(_parse(ShipOptions, rest, "ship")))
     return 0
 
 
 def _export(rest: list[str]) -> int:
-    from posefix_jax.export import ExportOptions, export
+    from posefix_jax.refining.export import ExportOptions, export
 
     print(export(_parse(ExportOptions, rest, "export")))
     return 0
 
 
 def _import(rest: list[str]) -> int:
-    from posefix_jax.import_weights import SOURCES, import_weights
+    from posefix_jax.weights.import_weights import SOURCES, import_weights
 
     usage = f"posefix import {'|'.join(SOURCES)} FILE --out ... (--help after a source lists its options)"
     if rest and rest[0] in ("-h", "--help"):
@@ -223,7 +223,7 @@ def _import(rest: list[str]) -> int:
 
 
 def _demo(rest: list[str]) -> int:
-    from posefix_jax.demo import DemoOptions, demo
+    from posefix_jax.refining.demo import DemoOptions, demo
 
     print(demo(_parse(DemoOptions, rest, "demo")))
     return 0

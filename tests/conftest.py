@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posefix_jax import heatmaps
-from posefix_jax.geometry import crop_to_heat
-from posefix_jax.models import STRIDE, ModelConfig, RefinerSpec
-from posefix_jax.skeleton import COCO
+from posefix_jax.core import heatmaps
+from posefix_jax.core.geometry import crop_to_heat
+from posefix_jax.core.models import STRIDE, ModelConfig, RefinerSpec
+from posefix_jax.core.skeleton import COCO
 
 # One compile a program for the whole session, however many runs a test makes of it.
 COMPILED = {
@@ -151,7 +151,7 @@ def people(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def prepared(people, tmp_path_factory) -> Path:
-    from posefix_jax.prepare import PrepareOptions, prepare
+    from posefix_jax.data.prepare import PrepareOptions, prepare
 
     truth, images = people
     out = tmp_path_factory.mktemp("prepared") / "people"

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posefix_jax.skeleton import Skeleton
-from posefix_jax.synthesis import PAPER, SyntheticPose, synthesize_pose
+from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.core.synthesis import PAPER, SyntheticPose, synthesize_pose
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

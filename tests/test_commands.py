@@ -10,12 +10,16 @@ import pytest
 from conftest import detections_of, make_people
 
 from posefix_jax.cli import _JOBS, main
-from posefix_jax.prepare import PrepareOptions, prepare
-from posefix_jax.refiner import shipped_path
+from posefix_jax.data.prepare import PrepareOptions, prepare
+from posefix_jax.refining.refiner import shipped_path
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/errors.md", "docs/formats.md")
-LONG = {"train": "train.train", "study": "study.study", "import": "import_weights.import_weights"}
+LONG = {
+    "train": "training.train.train",
+    "study": "training.study.study",
+    "import": "weights.import_weights.import_weights",
+}
 """Jobs that take hours or other people's weights: here only their options are read; they have tests of their own."""
 
 

@@ -16,20 +16,20 @@ import pytest
 from conftest import detections_of, identity_network
 from fsspec.implementations.memory import MemoryFile
 
-from posefix_jax.analyse import AnalyseOptions, analyse
-from posefix_jax.convert import ConvertOptions, convert
+from posefix_jax.core.models import DecodeConfig, RefinerSpec
+from posefix_jax.core.skeleton import COCO
 from posefix_jax.data.formats import open_document
-from posefix_jax.demo import DemoOptions, demo
-from posefix_jax.estimate import EstimateOptions, estimate
-from posefix_jax.evaluate import EvaluateOptions, evaluate
+from posefix_jax.data.prepare import PrepareOptions, prepare
+from posefix_jax.evaluation.analyze import AnalyseOptions, analyse
+from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
+from posefix_jax.evaluation.fit import FitOptions, fit
 from posefix_jax.files import MARK, check_apart, claim, discard, inside, mark_of, whole_file
-from posefix_jax.fit import FitOptions, fit
-from posefix_jax.models import DecodeConfig, RefinerSpec
-from posefix_jax.parts import merge
-from posefix_jax.prepare import PrepareOptions, prepare
-from posefix_jax.refine import RefineOptions, refine_rows
-from posefix_jax.refiner import Refiner
-from posefix_jax.skeleton import COCO
+from posefix_jax.refining.convert import ConvertOptions, convert
+from posefix_jax.refining.demo import DemoOptions, demo
+from posefix_jax.refining.estimate import EstimateOptions, estimate
+from posefix_jax.refining.refine_files import RefineOptions, refine_rows
+from posefix_jax.refining.refiner import Refiner
+from posefix_jax.refining.resumable_output import merge
 from posefix_jax.types import PosefixError
 
 OUTSIDE = ["../x.json", "/etc/x.json", "a/../../x.json", "..", ".", "", "a/\0.json", "../in-b/x.json"]

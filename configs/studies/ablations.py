@@ -10,12 +10,12 @@ run on 2 CPU cores. Scores, and how the folders are prepared: docs/studies.md.
 from dataclasses import replace
 from pathlib import Path
 
-from posefix_jax.config import load_preset
-from posefix_jax.losses import LossConfig
-from posefix_jax.models import DecodeConfig
-from posefix_jax.optimizer import OptimizerConfig
-from posefix_jax.step import InputConfig
-from posefix_jax.study import Study
+from posefix_jax.core.losses import LossConfig
+from posefix_jax.core.models import DecodeConfig
+from posefix_jax.core.step import InputConfig
+from posefix_jax.training.config import load_preset
+from posefix_jax.training.optimizer import OptimizerConfig
+from posefix_jax.training.study import Study
 from posefix_jax.types import function_in_file
 
 

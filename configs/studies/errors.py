@@ -14,10 +14,10 @@ three minutes a run on 2 CPU cores. Scores, and how the folders are prepared: do
 from dataclasses import replace
 from pathlib import Path
 
-from posefix_jax.config import Config, load_preset
-from posefix_jax.optimizer import OptimizerConfig
-from posefix_jax.step import InputConfig
-from posefix_jax.study import Study
+from posefix_jax.core.step import InputConfig
+from posefix_jax.training.config import Config, load_preset
+from posefix_jax.training.optimizer import OptimizerConfig
+from posefix_jax.training.study import Study
 
 INPUTS = {
     "athletes held out, synthetic": ("prepared/lspet-holdout", "synthetic"),

@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from posefix_jax.core.geometry import joint_extent
+from posefix_jax.core.skeleton import BLAZEPOSE, OPENPOSE25, POSETRACK17, Skeleton, joints_in
 from posefix_jax.data.layouts import ImageId, Pose
-from posefix_jax.geometry import joint_extent
-from posefix_jax.skeleton import BLAZEPOSE, OPENPOSE25, POSETRACK17, Skeleton, joints_in
 
 # Joints that are the middle of two others, where a file that has the two is written as one that has the middle.
 MIDDLES = {"neck": ("left_shoulder", "right_shoulder"), "mid_hip": ("left_hip", "right_hip")}

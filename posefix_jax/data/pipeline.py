@@ -14,9 +14,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from posefix_jax.core.skeleton import joints_in, warn_of_guessed_sigmas
 from posefix_jax.data.images import UnreadableImage, decode_jpeg
 from posefix_jax.data.records import MAX_DETECTED, MAX_OTHERS, Manifest, Record
-from posefix_jax.skeleton import joints_in, warn_of_guessed_sigmas
 from posefix_jax.types import PosefixError
 
 

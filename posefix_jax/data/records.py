@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.files import inside, read_json, write_json
-from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 
 FORMAT = 1

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.layouts import Element, Pose
-from posefix_jax.data.sources import open_binary
-from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 
 ROWS = 512

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from posefix_jax.core.geometry import PERSON_FILL
 from posefix_jax.evaluation.oks import keypoint_scores, truth_of
 from posefix_jax.evaluation.scores import Scores, Truth
-from posefix_jax.geometry import PERSON_FILL
 from posefix_jax.types import PosefixError
 
 LEVELS = {"AP easy": (-np.inf, 0.2), "AP medium": (0.2, 0.8), "AP hard": (0.8, np.inf)}

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from posefix_jax.core.taxonomy import classify_joints
 from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou, finite_joints, joints_of, read_results
 from posefix_jax.evaluation.oks import keypoint_similarity
-from posefix_jax.taxonomy import classify_joints
 from posefix_jax.types import PosefixError
 
 MIN_OKS = 0.1

@@ -8,9 +8,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.core.taxonomy import similarity
 from posefix_jax.evaluation.scores import Scores, Truth
-from posefix_jax.skeleton import Skeleton
-from posefix_jax.taxonomy import similarity
 
 FIGURES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 

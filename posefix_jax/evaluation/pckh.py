@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from posefix_jax.core.skeleton import joints_in
 from posefix_jax.evaluation.scores import Scores, Truth, mean_of
-from posefix_jax.skeleton import joints_in
 from posefix_jax.types import PosefixError
 
 GROUPS = {

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from posefix_jax.core.skeleton import POSETRACK17, joints_in
 from posefix_jax.evaluation.scores import Scores, Truth, mean_of
-from posefix_jax.skeleton import POSETRACK17, joints_in
 from posefix_jax.types import PosefixError
 
 JOINTS = POSETRACK17.joints

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.evaluation.errors import Matched
 from posefix_jax.evaluation.intervals import clustered
 from posefix_jax.evaluation.oks import keypoint_similarity
-from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import KINDS, ErrorKind
 
 STATES = (*(kind.name.lower() for kind in KINDS), "absent")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posefix_jax.skeleton import Skeleton
+from posefix_jax.core.skeleton import Skeleton
 
 
 class Truth(NamedTuple):

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from posefix_jax.core.skeleton import WHOLEBODY_KEYS, Skeleton
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.scores import Scores, Truth
-from posefix_jax.skeleton import WHOLEBODY_KEYS, Skeleton
 
 PARTS = dict(zip(WHOLEBODY_KEYS, ("body", "feet", "face", "left hand", "right hand"), strict=True))
 """What a list of an entry is called in the table."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.files import whole_file
-from posefix_jax.skeleton import Skeleton
 from posefix_jax.types import ErrorKind, PosefixError
 
 GREEN, RED, WHITE = (60, 200, 80), (235, 70, 60), (255, 255, 255)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from posefix_jax.core.models.mobilenet import STAGES as MOBILENET_STAGES
+from posefix_jax.core.models.movenet import POSE_LAYERS
+from posefix_jax.core.models.resnet import STAGES as RESNET_STAGES
 from posefix_jax.files import whole_file
-from posefix_jax.models.mobilenet import STAGES as MOBILENET_STAGES
-from posefix_jax.models.movenet import POSE_LAYERS
-from posefix_jax.models.resnet import STAGES as RESNET_STAGES
 from posefix_jax.types import PosefixError
 
 Arrays = dict[str, np.ndarray]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.models.mobilenet import STAGES
+from posefix_jax.core.models.mobilenet import STAGES
 from posefix_jax.types import PosefixError
 from posefix_jax.weights.backbone import Arrays, save_backbone
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.models import DecodeConfig, ModelConfig, RefinerSpec
-from posefix_jax.models.resnet import STAGES
-from posefix_jax.skeleton import Skeleton
+from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
+from posefix_jax.core.models.resnet import STAGES
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 from posefix_jax.weights.tensor_bundle import read_bundle
 

@@ -1,0 +1,79 @@
+"""The cross-entropy-based integral loss. Paper, section 5.2; REFERENCE of the numbers: the released main/model.py."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from posefix_jax.core.heatmaps import gaussians, one_hot, probabilities, soft_argmax
+from posefix_jax.types import PosefixError
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which terms the loss has. Static under `jit`. Paper, section 6 and figure 6."""
+
+    heatmap: Literal["one-hot", "gaussian", "none"] = "one-hot"
+    """one-hot: cross-entropy to the bilinear one-hot target; gaussian: squared error to a Gaussian map (the paper's
+    coarse-to-coarse; with coordinate off and decode.method argmax); none"""
+    coordinate: bool = True
+    """the L1 distance of the soft-argmax"""
+    sigma: float = 2.0
+    """of the Gaussian target, heatmap cells"""
+
+    def __post_init__(self):
+        if self.heatmap not in ("one-hot", "gaussian", "none"):
+            raise PosefixError(f"loss.heatmap must be one-hot, gaussian or none, found {self.heatmap!r}")
+        if self.heatmap == "none" and not self.coordinate:
+            raise PosefixError("the loss has no term: loss.heatmap is none and loss.coordinate off")
+        if self.heatmap == "gaussian" and self.coordinate:
+            raise PosefixError(
+                "a map trained by squared error is no probability: set loss.coordinate off with gaussian"
+            )
+        if self.sigma <= 0:
+            raise PosefixError(f"loss.sigma must be positive, found {self.sigma}")
+
+
+INTEGRAL = LossConfig()
+"""The paper's loss."""
+
+
+def integral_loss(
+    logits: Float[Array, "B h w K"],
+    heat_xy: Float[Array, "B K 2"],
+    valid: Bool[Array, "B K"],
+    config: LossConfig = INTEGRAL,
+) -> dict[str, Float[Array, ""]]:
+    """Both terms: heatmap (cross-entropy to the bilinear one-hot target) and coordinate (L1 of the soft-argmax).
+
+    Each is averaged over all batch x joints (x 2 for the coordinate); joints that are not valid count as 0, as in
+    the released code. Computed in float32.
+
+    Args:
+      logits: any float dtype.
+      heat_xy: targets in heatmap cells; may be anything where not valid.
+      valid: annotated, and inside the map.
+      config: static. A Gaussian target's squared error is summed over the map.
+
+    Returns:
+      `heatmap` and `coordinate`, 0 for one that is off; their unweighted sum is the paper's loss.
+    """
+    logits = logits.astype(jnp.float32)
+    heat_xy = jnp.where(valid[..., None], heat_xy, 0.0)
+    heat_hw = logits.shape[1:3]
+    heatmap, coordinate = jnp.zeros(valid.shape), jnp.zeros(heat_xy.shape)
+    if config.heatmap == "gaussian":
+        target = jax.vmap(lambda xy, on: gaussians(xy, on, crop_hw=heat_hw, sigma=config.sigma))(heat_xy, valid)
+        heatmap = ((logits - target.drawn()) ** 2).sum(axis=(1, 2))
+    elif config.heatmap == "one-hot":
+        target = jax.vmap(lambda xy: one_hot(xy, heat_hw))(heat_xy)
+        heatmap = -(target.drawn() * jax.nn.log_softmax(logits, axis=(1, 2))).sum(axis=(1, 2))
+    if config.coordinate:
+        predicted = jax.vmap(lambda one: soft_argmax(probabilities(one)))(logits)
+        coordinate = jnp.abs(predicted - heat_xy)
+    return {
+        "heatmap": jnp.where(valid, heatmap, 0.0).mean(),
+        "coordinate": jnp.where(valid[..., None], coordinate, 0.0).mean(),
+    }

@@ -1,0 +1,252 @@
+"""The refiner network: an image crop and a coarse pose in, a heatmap a joint out. Paper, section 5."""
+
+import functools
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from posefix_jax.core import geometry, heatmaps
+from posefix_jax.core.geometry import Frame
+from posefix_jax.core.models.layers import BatchNorm, Conv, TransposedConv
+from posefix_jax.core.models.mobilenet import MobileNetV2
+from posefix_jax.core.models.movenet import MoveNet
+from posefix_jax.core.models.resnet import STAGES, ResNet
+from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.types import PosefixError, nearest_names
+
+STRIDE = 4
+"""Crop pixels a heatmap cell: 32 of the backbone, halved by three transposed convolutions."""
+
+
+BACKBONES = (*STAGES, "mobilenet_v2", "movenet")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the network is. Static under `jit`.
+
+    Raises:
+      PosefixError: for an unknown backbone, or a crop that 32 does not divide.
+    """
+
+    backbone: str = "resnet50"
+    """resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2, or movenet (MobileNetV2 with a feature pyramid)"""
+    width: int = 64
+    """channels of the stem; 64 in the standard ResNets, 32 in MobileNetV2 and MoveNet Lightning, 56 in MoveNet Thunder"""
+    head_channels: int = 256
+    """channels of the three transposed convolutions; of movenet's last layer, 96 in the published ones"""
+    skips: bool = False
+    """add the backbone's features at a 16th, 8th and 4th, each through a 1x1 convolution, to those three"""
+    crop_hw: tuple[int, int] = (256, 192)
+    """height and width of the crop in pixels"""
+    frame: Frame = "unbiased"
+    """how crop pixels map to heatmap cells: unbiased, or reference (the authors' weights)"""
+    pose_input: Literal["gaussian", "one-hot", "none"] = "gaussian"
+    """how the pose goes in: gaussian (coarse), one-hot, bilinear (fine; the paper's figure 6), or none at all, which makes a
+    plain estimator (the paper's IntegralPose)"""
+    end_to_end: bool = False
+    """two networks of this kind: the first estimates the pose without any, the second refines that, both trained together
+    (the paper's E2E-refine, table 1). The input pose then only says where to crop"""
+    pose_sigma: float = 7.0
+    """standard deviation of the input Gaussians, crop pixels (7 at 256x192, 9 at 384x288 in the paper's code)"""
+    pose_amplitude: float = 1.0
+    """height of the input Gaussians"""
+    image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """subtracted from the crop's R, G, B in 0..255 (ImageNet)"""
+    image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """divides the crop's R, G, B (ImageNet)"""
+    norm_epsilon: float = 1e-5
+    """of batch normalisation"""
+    norm_momentum: float = 0.99
+    """of the running statistics"""
+    freeze_norm: bool = False
+    """normalise by the running statistics in training too, and leave them as they are"""
+    frozen_stages: int = 0
+    """stages of a mobilenet_v2 or movenet, and the stem before them, whose weights stay as they are"""
+
+    def __post_init__(self):
+        if self.backbone not in BACKBONES:
+            raise PosefixError(f"unknown backbone {self.backbone!r}: {nearest_names(self.backbone, BACKBONES)}")
+        mobile = self.backbone in ("mobilenet_v2", "movenet")
+        if mobile and self.width % 2:
+            raise PosefixError(
+                f"a {self.backbone} needs an even model.width (32 is the standard one), found {self.width}"
+            )
+        if self.frozen_stages and not mobile:
+            raise PosefixError(f"model.frozen_stages is for mobilenet_v2 and movenet, not for a {self.backbone}")
+        if self.backbone == "movenet" and self.skips:
+            raise PosefixError("model.skips adds skips to transposed convolutions, and movenet has none: leave it off")
+        if self.width < 1 or self.head_channels < 1 or self.pose_sigma <= 0:
+            raise PosefixError(
+                "model.width, head_channels and pose_sigma must be positive, found "
+                f"{self.width}, {self.head_channels}, {self.pose_sigma}"
+            )
+        if len(self.crop_hw) != 2 or any(side % 32 or side <= 0 for side in self.crop_hw):
+            raise PosefixError(f"crop_hw must be two positive multiples of 32, found {self.crop_hw}")
+        if self.pose_input not in ("gaussian", "one-hot", "none"):
+            raise PosefixError(f"model.pose_input must be gaussian, one-hot or none, found {self.pose_input!r}")
+        if self.frame not in ("unbiased", "reference"):
+            raise PosefixError(f"unknown frame {self.frame!r}: {nearest_names(self.frame, ('unbiased', 'reference'))}")
+
+    @property
+    def heat_hw(self) -> tuple[int, int]:
+        return self.crop_hw[0] // STRIDE, self.crop_hw[1] // STRIDE
+
+
+class RefinerNetwork(nn.Module):
+    """Backbone, three transposed convolutions, a 1x1 head. Crops of 0..255 RGB and poses in crop pixels in, logits out."""
+
+    config: ModelConfig
+    num_joints: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "B H W 3"],
+        crop_xy: Float[Array, "B K 2"],
+        present: Bool[Array, "B K"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "B h w K"]:
+        config = self.config
+        if config.end_to_end:
+            one = functools.partial(RefinerNetwork, replace(config, end_to_end=False), self.num_joints, self.dtype)
+            absent = jnp.zeros(present.shape, bool)
+            estimated = one(name="estimator")(image, jnp.zeros(crop_xy.shape), absent, train=train)
+            self.sow("intermediates", "estimated", estimated)  # the loss wants it too
+            heat_xy = jax.vmap(lambda logits: heatmaps.soft_argmax(heatmaps.probabilities(logits)))(estimated)
+            crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, config.frame)
+            return one(name="refiner")(image, crop_xy, ~absent, train=train)
+        norm = functools.partial(
+            BatchNorm,
+            epsilon=config.norm_epsilon,
+            momentum=config.norm_momentum,
+            frozen=config.freeze_norm,
+            dtype=self.dtype,
+        )
+        image = (image - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
+        if config.pose_input == "gaussian":
+            coarse = functools.partial(heatmaps.gaussians, crop_hw=config.crop_hw, sigma=config.pose_sigma)
+            maps = jax.vmap(coarse)(crop_xy, present)
+        else:
+            maps = jax.vmap(lambda xy: heatmaps.one_hot(xy, config.crop_hw))(crop_xy)
+            maps = maps._replace(rows=jnp.where((present & (config.pose_input != "none"))[:, None], maps.rows, 0.0))
+        maps = maps._replace(rows=config.pose_amplitude * maps.rows)
+        if config.backbone == "movenet":
+            network = MoveNet(
+                config.width, config.head_channels, config.frozen_stages, norm, self.dtype, name="backbone"
+            )
+            x = network(image, maps, train=train)
+        else:
+            x = self._deconvolved(image, maps, norm, train)
+        # Standard deviation 0.01: paper, section 6.
+        head = Conv(self.num_joints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.01), name="head")
+        return head(x.astype(jnp.float32))
+
+    def _deconvolved(self, image, maps, norm, train: bool):
+        """The backbone's features at a 32nd, through three transposed convolutions."""
+        config = self.config
+        if config.backbone == "mobilenet_v2":
+            backbone = MobileNetV2(config.width, norm, self.dtype, frozen=config.frozen_stages, name="backbone")
+        else:
+            backbone = ResNet(config.backbone, config.width, norm, self.dtype, name="backbone")
+        *finer, x = backbone(image, maps, train=train)
+        for i in range(3):
+            x = TransposedConv(config.head_channels, dtype=self.dtype, name=f"up{i + 1}")(x)
+            if config.skips:
+                x = x + Conv(config.head_channels, 1, dtype=self.dtype, name=f"skip{i + 1}")(finer[2 - i])
+            x = nn.relu(norm(name=f"up{i + 1}_norm")(x, train=train))
+        return x
+
+
+def compute_dtype() -> DTypeLike:
+    """bfloat16 where the default backend computes in it, float32 on the CPU."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How heatmaps become a pose. Static under `jit`.
+
+    `ks` takes the position of the highest expected KS under the heatmap, and keeps an input joint whose own
+    expected KS is not lower by more than `keep_margin`, or where the best place promises less than `min_ks`;
+    `soft-argmax` is the paper's mean position, `argmax` the highest cell a quarter towards its higher neighbours (of maps
+    trained to be Gaussians), both always taken.
+    """
+
+    method: Literal["ks", "soft-argmax", "argmax"] = "ks"
+    """ks, soft-argmax or argmax"""
+    keep_margin: float = 0.0
+    """gain of expected KS that a joint must promise to be moved (ks only)"""
+    min_ks: float = 0.0
+    """expected KS that the new place must promise for an input joint to be moved (ks only)"""
+    temperature: float = 1.0
+    """divides the logits (ks only); above 1 the network is trusted less"""
+
+    def __post_init__(self):
+        methods = ("ks", "soft-argmax", "argmax")
+        if self.method not in methods:
+            raise PosefixError(f"unknown decode method {self.method!r}: {nearest_names(self.method, methods)}")
+        if self.temperature <= 0 or not 0 <= self.keep_margin <= 1 or not 0 <= self.min_ks <= 1:
+            raise PosefixError(
+                "decode needs temperature > 0, keep_margin and min_ks in 0..1, found "
+                f"{self.temperature}, {self.keep_margin}, {self.min_ks}"
+            )
+
+    def given(self, **fields: float | None) -> "DecodeConfig":
+        """With those fields replaced that are not None."""
+        return replace(self, **{name: value for name, value in fields.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class RefinerSpec:
+    """All that a refiner needs to run besides its weights. Static under `jit`; stored in every checkpoint.
+
+    `trained_joints` says per joint whether the training data labelled it; the others feed no Gaussian and pass
+    through refinement unchanged.
+    """
+
+    skeleton: Skeleton
+    model: ModelConfig
+    trained_joints: tuple[bool, ...]
+    decode: DecodeConfig = DecodeConfig()
+
+    def __post_init__(self):
+        if len(self.trained_joints) != self.skeleton.num_joints:
+            raise PosefixError(
+                f"a refiner's spec: {len(self.trained_joints)} trained_joints for {self.skeleton.num_joints} joints"
+            )
+        if self.model.frame == "reference" and self.decode.method != "soft-argmax":
+            # Mirrored cells of that frame lie three quarters of a cell beside the others: maps cannot be averaged.
+            raise PosefixError("the reference frame is decoded by soft-argmax; set decode.method soft-argmax")
+
+    def to_dict(self) -> dict:
+        return {
+            "skeleton": self.skeleton.to_dict(),
+            "model": asdict(self.model),
+            "trained_joints": list(self.trained_joints),
+            "decode": asdict(self.decode),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "RefinerSpec":
+        """Raises PosefixError when fields are missing or unknown."""
+        try:
+            model = {key: tuple(v) if isinstance(v, list) else v for key, v in fields["model"].items()}
+            return cls(
+                skeleton=Skeleton.from_dict(fields["skeleton"]),
+                model=ModelConfig(**model),
+                trained_joints=tuple(bool(trained) for trained in fields["trained_joints"]),
+                decode=DecodeConfig(**fields["decode"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PosefixError(f"not a refiner's spec: {error}") from error
+
+    def network(self) -> RefinerNetwork:
+        return RefinerNetwork(self.model, self.skeleton.num_joints, compute_dtype())

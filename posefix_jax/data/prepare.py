@@ -1,0 +1,317 @@
+"""`posefix prepare`: annotations and photographs become shards of person records."""
+
+import hashlib
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from posefix_jax.core import geometry
+from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, joints_of, read_annotations, read_results
+from posefix_jax.data.image_sources import Images
+from posefix_jax.data.images import UnreadableImage, encode_jpeg, ordered_map, warp_affine
+from posefix_jax.data.records import MANIFEST, MAX_DETECTED, MAX_OTHERS, Manifest, Record
+from posefix_jax.files import MARK, check_apart, claim, discard
+from posefix_jax.report.progress import Progress
+from posefix_jax.types import PosefixError
+
+MADE_BY = "posefix prepare"
+MAX_SCALE, MAX_SHIFT = 1.3, 0.1
+"""Largest augmentation that a patch has room for; `AugmentConfig` holds to it."""
+MATCH_IOU = 0.2
+"""Extent IoU from which an estimator's pose may belong to a person, if it is the best of both."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Turns a COCO keypoint annotation file and its photographs into shards of person records."""
+
+    annotations: Path
+    """COCO keypoint annotation file (.json)"""
+    images: Path
+    """folder with the photographs it names"""
+    out: Path
+    """folder to write; must not exist, or be one that prepare wrote"""
+    skeleton: str = ""
+    """what is known of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by the annotations' joint names
+    if empty"""
+    detections: tuple[Path, ...] = ()
+    """COCO keypoint results files of any estimators on the same photographs, stored with the people they match"""
+    patch: int = 384
+    """largest side in pixels of a stored patch; smaller people keep their own resolution"""
+    holdout: float = 0.0
+    """share of the photographs that go to the folder OUT-holdout instead (by a hash of the image id)"""
+    shard_size: int = 2048
+    """people a shard"""
+    exif: bool = False
+    """turn photographs as their EXIF orientation says (COCO ignores it)"""
+
+
+def prepare(options: PrepareOptions) -> list[Manifest]:
+    """Writes the shards and their manifest; returns the manifests (one, or two with a holdout).
+
+    Raises:
+      PosefixError: bad input, or an output folder that something else lives in.
+    """
+    if not 0 <= options.holdout < 1:
+        raise PosefixError(f"--holdout must lie in [0, 1), found {options.holdout}")
+    if len(options.detections) > MAX_DETECTED:
+        raise PosefixError(f"--detections takes at most {MAX_DETECTED} files, found {len(options.detections)}")
+    if options.patch < 64 or options.shard_size < 1:
+        raise PosefixError(
+            f"--patch must be 64 or more and --shard-size positive, found {options.patch}, {options.shard_size}"
+        )
+    holdout = options.out.with_name(options.out.name + "-holdout")
+    folders = (options.out, holdout) if options.holdout else (options.out,)
+    read = (options.annotations, options.images, *options.detections, *([options.skeleton] if options.skeleton else []))
+    check_apart([place for folder in folders for place in (folder, _partial(folder))], read)
+    skeleton = load_skeleton(options.skeleton) if options.skeleton else None
+    annotations = read_annotations(options.annotations, skeleton)
+    if not annotations.people:
+        raise PosefixError(f"{options.annotations}: nobody with a labelled joint in it")
+    warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
+    images = Images(options.images, annotations.file_names)
+    files = images.find_all(p.image_id for p in annotations.people)
+    detected = match_detections(annotations, options.detections)
+    apart = [held_out(person.image_id, options.holdout) for person in annotations.people]
+    parts = {options.out: [p for p, out in zip(annotations.people, apart, strict=True) if not out]}
+    if options.holdout:
+        parts[holdout] = [p for p, out in zip(annotations.people, apart, strict=True) if out]
+    for folder, people in parts.items():
+        if not people:
+            raise PosefixError(f"{folder}: no people for it; change --holdout")
+        _check_free(folder)
+    for folder in parts:
+        discard(_partial(folder), MADE_BY)  # of a run that was killed
+        claim(_partial(folder), MADE_BY)
+    # Everything is written beside its place first: an old folder goes only when all new ones are whole.
+    manifests = [
+        _write(folder, people, annotations, images, files, detected, options) for folder, people in parts.items()
+    ]
+    for folder in parts:
+        _remove_prepared(folder)
+        _partial(folder).rename(folder)
+    return manifests
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".writing")
+
+
+def _check_free(folder: Path) -> Manifest | None:
+    """The manifest of what prepare wrote into the folder earlier, if it did.
+
+    Raises:
+      PosefixError: anything else is there.
+    """
+    if folder.is_symlink():
+        raise PosefixError(f"{folder} is a symbolic link; name the folder itself")
+    if folder.exists() and not folder.is_dir():
+        raise PosefixError(f"{folder} is a file; --out is a folder to write")
+    names = {path.name for path in folder.iterdir()} - {MARK} if folder.exists() else set()
+    if not names:
+        return None
+    try:
+        manifest = Manifest.read(folder)
+    except PosefixError as error:
+        raise PosefixError(f"{folder}: exists and was not written by prepare; choose another --out") from error
+    foreign = names - {MANIFEST, *manifest.shards}
+    if foreign:
+        raise PosefixError(
+            f"{folder}: holds {min(foreign)}, which prepare did not write; move it or choose another --out"
+        )
+    return manifest
+
+
+def _remove_prepared(folder: Path) -> None:
+    """Removes what prepare wrote, a file at a time: whatever else has come into the folder keeps it there."""
+    manifest = _check_free(folder)
+    # The manifest goes after the shards that it names: a run killed in between is replaced by the next.
+    names = (*manifest.shards, MANIFEST) if manifest is not None else ()
+    try:
+        for name in (*names, MARK):
+            (folder / name).unlink(missing_ok=True)
+        if folder.exists():
+            folder.rmdir()
+    except OSError as error:
+        raise PosefixError(
+            f"{folder}: cannot replace it ({error.strerror}); the new one is {_partial(folder)}"
+        ) from error
+
+
+def held_out(image_id, share: float) -> bool:
+    """Whether a photograph is among the share that is not trained on: by its id alone, so that all its people are."""
+    digest = hashlib.sha256(str(image_id).encode()).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+def match_detections(annotations: Annotations, files: tuple[Path, ...]) -> dict[int, list[np.ndarray]]:
+    """The estimators' poses of each person, by position in `annotations.people`.
+
+    A pose and a person match if, within the photograph and the file, the boxes around the joints of both (those
+    that both have) overlap with IoU of at least 0.2 and neither has a better partner.
+    """
+    by_image = defaultdict(list)
+    for index, person in enumerate(annotations.people):
+        by_image[person.image_id].append(index)
+    matched = defaultdict(list)
+    for file in files:
+        rows = defaultdict(list)
+        for row, entry in enumerate(read_results(file, annotations.skeleton)):
+            joints = joints_of(entry, annotations.skeleton.num_joints, f"{file}: row {row}")
+            if np.isfinite(joints).all() and (joints[:, 2] > 0).any():
+                rows[entry["image_id"]].append(joints)
+        for image_id, poses in rows.items():
+            people = by_image.get(image_id, [])
+            if not people:
+                continue
+            iou = np.array([[_extent_iou(annotations.people[i], pose) for pose in poses] for i in people])
+            for row, index in enumerate(people):
+                best = iou[row].argmax()
+                if iou[row, best] >= MATCH_IOU and iou[:, best].argmax() == row:
+                    matched[index].append(poses[best])
+    return matched
+
+
+def _extent_iou(person: Person, pose: np.ndarray) -> float:
+    both = person.labelled & (pose[:, 2] > 0)
+    if both.sum() < 2:
+        return 0.0
+    return float(
+        box_iou(geometry.joint_extent(person.joints[:, :2], both), geometry.joint_extent(pose[:, :2], both)[None])[0]
+    )
+
+
+def _write(folder: Path, people, annotations, images, files, detected, options) -> Manifest:
+    position = {id(person): index for index, person in enumerate(annotations.people)}
+    in_image = defaultdict(list)
+    for person in annotations.people:
+        in_image[person.image_id].append(person)
+    by_image = defaultdict(list)
+    for person in people:
+        by_image[person.image_id].append(person)
+
+    def records_of(image_id) -> tuple[list[Record], str | None]:
+        reason, image = None, None
+        name = annotations.file_names.get(image_id, str(image_id))
+        if image_id not in files:
+            reason = f"{name}: not in {options.images}"
+        else:
+            try:
+                image = images.read(files[image_id], exif=options.exif)
+            except UnreadableImage as error:
+                reason = f"{name}: {error}"
+        records = [
+            make_record(image, person, in_image[image_id], detected.get(position[id(person)], []), options.patch)
+            for person in by_image[image_id]
+        ]
+        return records, reason
+
+    partial = _partial(folder)
+    num_shards = -(-len(people) // options.shard_size)
+    shards = tuple(f"people-{i:05d}-of-{num_shards:05d}.array_record" for i in range(num_shards))
+    unreadable, writer, done, detections = [], None, 0, 0
+    with ThreadPoolExecutor() as pool, Progress("prepare", len(people), unit="people") as progress:
+        for records, reason in ordered_map(pool, records_of, by_image):
+            if reason is not None:
+                unreadable.append(reason)
+            for record in records:
+                if done % options.shard_size == 0:
+                    if writer is not None:
+                        writer.close()
+                    writer = ArrayRecordWriter(str(partial / shards[done // options.shard_size]), "group_size:1")
+                writer.write(record.encode())
+                detections += len(record.detected)
+                done += 1
+            progress.update(done)
+    writer.close()
+    manifest = Manifest(
+        skeleton=annotations.skeleton,
+        shards=shards,
+        people=len(people),
+        images=len(by_image),
+        labelled=tuple(int(n) for n in np.sum([person.labelled for person in people], axis=0)),
+        detections=detections,
+        patch=options.patch,
+        skipped=annotations.skipped,
+        unreadable=tuple(unreadable),
+        sources=(options.annotations.name, *(file.name for file in options.detections)),
+    )
+    manifest.write(partial)
+    return manifest
+
+
+def patch_side(box_wh: np.ndarray) -> float:
+    """Side of the square that holds every augmented crop of a box: any rotation, the largest scale and shift.
+
+    For crops from 3:4 (width : height) to square.
+    """
+    sides = []
+    for aspect_hw in ((4, 3), (1, 1)):
+        w, h = geometry.fit_aspect(np.array([0, 0, *box_wh]), aspect_hw)[2:] * geometry.CROP_PADDING
+        sides.append(MAX_SCALE * np.hypot(w, h) + 2 * MAX_SHIFT * max(w, h))
+    return max(*sides, 8.0)
+
+
+def make_record(image: np.ndarray | None, person: Person, in_image, detected, patch: int) -> Record:
+    """Cuts a person's patch, around the joints' box (their extent x 1.2) and the annotated one together."""
+    joints_box = geometry.grow_box(
+        geometry.joint_extent(person.joints[:, :2], person.labelled),
+        geometry.JOINT_BOX_GROWTH,
+        minimum=geometry.EMPTY_EXTENT,
+    )
+    box = np.asarray(person.box)
+    low = np.minimum(joints_box[:2], box[:2])
+    high = np.maximum(joints_box[:2] + joints_box[2:], box[:2] + box[2:])
+    side = patch_side(high - low)
+    centre = (low + high) / 2
+    pixels = int(min(patch, np.ceil(side)))
+    scale = side / pixels
+    corner = centre - side / 2 + 0.5 * scale  # image position of the centre of patch pixel (0, 0)
+
+    def to_patch(joints):
+        joints = np.array(joints, np.float64)
+        joints[..., :2] = np.where(joints[..., 2:] > 0, (joints[..., :2] - corner) / scale, 0.0)
+        return joints.astype(np.float32)
+
+    mine = np.asarray(person.box)
+    near = [other for other in in_image if other is not person]
+    iou = box_iou(mine, np.array([other.box for other in near]).reshape(-1, 4))
+    order = [i for i in np.argsort(-iou, kind="stable") if iou[i] >= OVERLAP_IOU]
+    others = [near[i].joints for i in order[:MAX_OTHERS]]
+    jpeg = b""
+    if image is not None:
+        affine = np.array([[1 / scale, 0, -corner[0] / scale], [0, 1 / scale, -corner[1] / scale]])
+        jpeg = encode_jpeg(warp_affine(image, affine, (pixels, pixels)))
+    empty = np.zeros((0, *person.joints.shape), np.float32)
+    return Record(
+        jpeg=jpeg,
+        side=pixels,
+        joints=to_patch(person.joints),
+        others=to_patch(others) if others else empty,
+        detected=to_patch(detected) if detected else empty,
+        box=tuple(float(v) for v in (*((mine[:2] - corner) / scale), *(mine[2:] / scale))),
+        area=float(person.area / scale**2),
+        overlap=len(order),
+        patch_to_image=(float(scale), float(corner[0]), float(corner[1])),
+        image_id=person.image_id,
+        annotation_id=person.annotation_id,
+    )
+
+
+def summary_of(manifests: list[Manifest]) -> str:
+    """A few lines for the terminal."""
+    lines = []
+    for manifest in manifests:
+        lines.append(
+            f"{manifest.people} people of {manifest.images} photographs in {len(manifest.shards)} shard(s), "
+            f"{manifest.detections} matched detections"
+        )
+    lines += [f"{count} people left out: {reason}" for reason, count in manifests[0].skipped.items() if count]
+    for manifest in manifests:
+        lines += [f"photograph not read, its people have weight 0: {reason}" for reason in manifest.unreadable]
+    return "\n".join(lines)

@@ -1,0 +1,299 @@
+"""`posefix analyse`: which errors a results file has, what they cost, and what a refinement changed; one page."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.data.coco import Annotations, Person, read_annotations
+from posefix_jax.data.image_sources import Images
+from posefix_jax.data.images import UnreadableImage, encode_jpeg, warp_affine
+from posefix_jax.evaluation.errors import Matched, match_file, poses_of
+from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
+from posefix_jax.evaluation.profile import (
+    ERRORS,
+    STATES,
+    TOGETHER,
+    calibration,
+    corrections,
+    ks_changes,
+    oks_changes,
+    plain_rows,
+    shares,
+    together,
+    transitions,
+    true_scores,
+)
+from posefix_jax.evaluation.scores import Scores, bootstrap_difference
+from posefix_jax.files import check_apart, check_claim, claim, whole_file, write_json
+from posefix_jax.report.error_page import error_page
+from posefix_jax.report.pictures import WHITE, draw_pose, side_by_side
+from posefix_jax.report.progress import Progress
+from posefix_jax.types import PosefixError
+
+SHOWN_POINTS = 800
+"""Matched detections in the scatter of score and OKS, evenly spread over the scores."""
+TILE = 360
+"""Longer side of a picture's tile, pixels."""
+
+
+@dataclass(frozen=True)
+class AnalyseOptions:
+    """Which errors a results file has (good, jitter, inversion, swap, miss), where, and what they cost in AP.
+
+    `posefix analyse fit --help`: write what was measured as an error model for training.
+    """
+
+    results: Path
+    """COCO keypoint results file (.json)"""
+    annotations: Path
+    """COCO keypoint annotation file of the same photographs"""
+    out: Path
+    """folder to write: index.html (one file, opens offline), analysis.json, errors.csv"""
+    against: Path | None = None
+    """results file to compare with, typically the one that was refined"""
+    images: str | None = None
+    """the photographs (folder, archive, URL), to show the best and worst cases in the page"""
+    skeleton: str | None = None
+    """as `posefix evaluate --skeleton`"""
+    pictures: int = 6
+    """best and worst cases to show, so many of each"""
+    samples: int = 1000
+    """draws of photographs for the 95 % interval of the AP difference"""
+
+    def __post_init__(self):
+        if self.samples < 1 or self.pictures < 0:
+            raise PosefixError(
+                f"--samples must be positive and --pictures not negative, found {self.samples} and {self.pictures}"
+            )
+
+
+@dataclass(frozen=True)
+class _Side:
+    matched: Matched
+    scores: Scores
+    report: dict
+
+
+def analyse(options: AnalyseOptions) -> dict:
+    """Measures, and writes the page, the JSON and the CSV.
+
+    Returns:
+      What `analysis.json` holds.
+
+    Raises:
+      PosefixError: a file is not what it should be, or no detection lies on a person.
+    """
+    read = [
+        place for place in (options.results, options.annotations, options.against, options.images) if place is not None
+    ]
+    check_apart([options.out], read)
+    check_claim(options.out, "posefix analyse")
+    annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
+    warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
+    files = {**({"before": options.against} if options.against else {}), "after": options.results}
+    matches = {side: match_file(path, annotations) for side, path in files.items()}
+    images = Images(options.images, annotations.file_names or None) if options.images else None
+    found = images.find_all(annotations.people[p].image_id for p in matches["after"][1].person) if images else {}
+
+    people = [
+        {"image_id": p.image_id, "joints": p.joints, "box": p.box, "area": p.area, "ignored": ignored, "crowd": p.crowd}
+        for group, ignored in ((annotations.people, False), (annotations.ignored, True))
+        for p in group
+    ]
+    truth = truth_of(annotations.images, people, annotations.skeleton)
+    sides = {}
+    with Progress("analyse", len(files) * (len(ERRORS) + 4), unit="evaluations") as progress:
+        for side, (rows, matched) in matches.items():
+            sides[side] = _side(annotations, truth, rows, matched, progress)
+    report = {
+        "files": {side: str(path) for side, path in files.items()},
+        "annotations": str(options.annotations),
+        "skeleton": annotations.skeleton.name,
+        **{side: content.report for side, content in sides.items()},
+    }
+    if options.against:
+        report["change"] = _change(annotations, sides["before"], sides["after"], options.samples)
+    pictures = _pictures(annotations, sides, images, found, options.pictures) if images else {}
+    table = _csv(report)
+    page = error_page(report, pictures)
+    claim(options.out, "posefix analyse")
+    for name, text in (("errors.csv", table), ("index.html", page)):
+        with whole_file(options.out / name) as file:
+            file.write(text.encode())
+    write_json(options.out / "analysis.json", report)
+    return report
+
+
+def _side(annotations: Annotations, truth, rows: list[dict], matched: Matched, progress: Progress) -> _Side:
+    skeleton = annotations.skeleton
+    poses = poses_of(annotations, rows)
+
+    def scores_of(rows):
+        scores = keypoint_scores(truth, rows, skeleton)
+        progress.update(progress.done + 1)
+        return scores
+
+    plain = plain_rows(rows, poses)
+    scores = scores_of(plain)
+    ap_if = {
+        name: scores_of(plain_rows(rows, corrected)).figures["AP"] for name, corrected in corrections(matched, poses)
+    }
+    rescored = [{**row, "score": float(s)} for row, s in zip(plain, true_scores(matched, len(rows)), strict=True)]
+    ap_if["true scores"] = scores_of(rescored).figures["AP"]
+    by_score = np.lexsort((matched.oks, matched.score))
+    shown = by_score[np.unique(np.linspace(0, len(by_score) - 1, SHOWN_POINTS).astype(int))]
+    report = {
+        "rows": len(rows),
+        "people": len(annotations.people),
+        "matched": len(matched.row),
+        "unmatched_rows": len(rows) - len(matched.row),
+        "unmatched_people": len(annotations.people) - len(matched.row),
+        "mean_oks": float(matched.oks.mean()),
+        "figures": scores.figures,
+        "shares": [share._asdict() for share in shares(matched, skeleton)],
+        "together": {kind: share._asdict() for kind, share in together(matched).items()},
+        "ap_if": ap_if,
+        "ap_gain": {name: ap - scores.figures["AP"] for name, ap in ap_if.items()},
+        "calibration": calibration(matched),
+        "score_and_oks": np.column_stack([matched.score, matched.oks])[shown].round(4).tolist(),
+    }
+    return _Side(matched, scores, report)
+
+
+def _change(annotations: Annotations, before: _Side, after: _Side, samples: int) -> dict:
+    changes = oks_changes(before.matched, after.matched)[:, 1]
+    labelled = np.array([person.labelled for person in annotations.people])
+    largest = np.abs(changes).max(initial=0)
+    width = next(w for w in (0.01, 0.02, 0.05) if largest <= 20 * w or w == 0.05)
+    around = math.ceil(largest / width)
+    counts, edges = np.histogram(changes, (np.arange(-around, around + 2) - 0.5) * width)  # the middle bin is around 0
+    used = np.flatnonzero(counts)
+    shown = slice(min(used, default=around), max(used, default=around) + 1)
+    return {
+        **{name: after.scores.figures[name] - before.scores.figures[name] for name in FIGURES},
+        "interval": bootstrap_difference(before.scores, after.scores, samples=samples),
+        "people": len(changes),
+        "better": int((changes > 1e-6).sum()),
+        "worse": int((changes < -1e-6).sum()),
+        "same": int((np.abs(changes) <= 1e-6).sum()),
+        "mean_oks": float(changes.mean()) if len(changes) else 0.0,
+        "ks": ks_changes(before.matched, after.matched, annotations.skeleton),
+        "oks_histogram": {
+            "counts": counts[shown].tolist(),
+            "edges": edges[shown.start : shown.stop + 1].round(3).tolist(),
+        },
+        "transitions": {
+            "states": [*STATES, "unmatched"],
+            "counts": transitions(before.matched, after.matched, labelled).tolist(),
+        },
+    }
+
+
+def _csv(report: dict) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "by", "bin", "kind", "count", "total", "share", "low", "high"))
+    for side in ("before", "after"):
+        for share in report.get(side, {}).get("shares", ()):
+            writer.writerow((side, *(f"{v:.6f}" if isinstance(v, float) else v for v in share.values())))
+    return text.getvalue()
+
+
+def _pictures(annotations: Annotations, sides: dict[str, _Side], images: Images, found: dict, count: int) -> dict:
+    """(caption, JPEG) per heading: the people whose OKS rose and fell most; of one file, of the lowest and highest."""
+    after = sides["after"].matched
+    if "before" in sides:
+        ordered = oks_changes(sides["before"].matched, after)
+        names = ("Where OKS fell most", "Where OKS rose most")
+    else:
+        ordered = np.column_stack([after.person, after.oks])
+        names = ("The lowest OKS", "The highest OKS")
+    ordered = ordered[np.argsort(ordered[:, 1], kind="stable"), 0].astype(int).tolist()
+    here = [p for p in ordered if annotations.people[p].image_id in found]
+    low = here[: min(count, len(here) // 2)]
+    high = here[::-1][: min(count, len(here) - len(low))]
+    shown = {}
+    with Progress("pictures", len(low) + len(high), unit="people") as progress:
+        for name, chosen in zip(names, (low, high), strict=True):
+            shown[name] = list(_drawn(annotations, sides, images, found, chosen, progress))
+    return dict(reversed(shown.items())) if "before" in sides else shown
+
+
+def _drawn(annotations, sides, images, found, chosen, progress) -> Iterator[tuple[str, bytes]]:
+    for index in chosen:
+        person = annotations.people[index]
+        progress.update(progress.done + 1)
+        caption = f"photograph {person.image_id}, annotation {person.annotation_id}"
+        try:
+            picture = _tiles(images.read(found[person.image_id]), annotations, sides, index)
+            yield caption, encode_jpeg(picture, 85)
+        except UnreadableImage as error:
+            progress.note = f", {caption}: {error}"
+
+
+def _tiles(image: np.ndarray, annotations: Annotations, sides: dict[str, _Side], index: int) -> np.ndarray:
+    """The truth, then the pose of each side, in one row."""
+    person: Person = annotations.people[index]
+    poses = {side: (of.matched, int(np.flatnonzero(of.matched.person == index)[0])) for side, of in sides.items()}
+    x, y, w, h = person.box
+    low, high = np.array([x, y]), np.array([x + w, y + h])
+    points = [person.joints[person.labelled, :2], *(m.xy[i][m.present[i]] for m, i in poses.values())]
+    # Joints far off are cut off: the person is what is to be seen.
+    near = np.clip(np.concatenate(points), low - 0.5 * (high - low), high + 0.5 * (high - low))
+    low, high = np.minimum(low, near.min(axis=0)), np.maximum(high, near.max(axis=0))
+    centre, size = (low + high) / 2, (high - low) * 1.15
+    size = np.maximum(size, (size[1] * 0.5, size[0] * 0.5)).clip(8)
+    scale = TILE / size.max()
+    corner = centre - size / 2
+    width, height = (int(v) for v in np.ceil(size * scale))
+    affine = np.array([[scale, 0, -corner[0] * scale], [0, scale, -corner[1] * scale]])
+    crop = warp_affine(image, affine, (height, width))
+    skeleton = annotations.skeleton
+    tiles = [draw_pose(crop, (person.joints[:, :2] - corner) * scale, person.labelled, skeleton)]
+    captions = ["truth"]
+    for side, (matched, i) in poses.items():
+        in_tile = (matched.xy[i] - corner) * scale
+        tiles.append(draw_pose(crop, in_tile, matched.present[i], skeleton, WHITE, kinds=matched.kind[i]))
+        captions.append(f"{f'{side}, ' if len(sides) > 1 else ''}OKS {matched.oks[i]:.3f}")
+    return side_by_side(tiles, captions)
+
+
+def table_of(report: dict, out: Path) -> str:
+    """Kinds with their shares and what they cost, for the terminal."""
+    sides = [report[side] for side in ("before", "after") if side in report]
+    double = len(sides) == 2
+    columns = ("share", "AP cost") if not double else ("before", "after", "cost before", "cost after")
+    lines = [f"{'':11s}" + "".join(f"{name:>13s}" for name in columns)]
+    for kind in (*STATES, "all errors", "true scores"):
+        of = [next((s for s in side["shares"] if s["by"] == "total" and s["kind"] == kind), None) for side in sides]
+        cells = [f"{s['share']:.1%}" if s else "" for s in of]
+        cells += [f"{side['ap_gain'][kind]:+.4f}" if kind in side["ap_gain"] else "" for side in sides]
+        lines.append(f"{kind:11s}" + "".join(f"{cell:>13s}" for cell in cells))
+    shown = []
+    for kind in ("inversion", "swap", "miss"):
+        of = [side["together"][kind] for side in sides]
+        cells = [f"{s['share']:.1%} of {s['total']}" if s["total"] else "none" for s in of]
+        shown.append(f"{kind} {' -> '.join(cells)}")
+    lines.append(f"share of a kind in people with {TOGETHER} or more of it: {', '.join(shown)}")
+    for name, side in zip(("before", "after") if double else ("",), sides, strict=True):
+        lines.append(
+            f"{name}{': ' if name else ''}AP {side['figures']['AP']:.4f}, {side['matched']} of {side['people']} people "
+            f"matched, {side['unmatched_rows']} detections without a person, mean OKS {side['mean_oks']:.4f}"
+        )
+    if double:
+        low, high = report["change"]["interval"]
+        ks = [
+            f"{of['bin']} {of['before']:.3f} -> {of['after']:.3f}"
+            for of in report["change"]["ks"]
+            if of["by"] != "joint"
+        ]
+        lines.append(f"mean KS of labelled joints of people matched in both: {', '.join(ks)}")
+        lines.append(f"AP changes by {report['change']['AP']:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}]")
+    lines.append(f"page: {out / 'index.html'}")
+    return "\n".join(lines)

@@ -1,0 +1,211 @@
+"""`posefix evaluate`: the figures of a results file by its data set's metric, alone or against another."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from posefix_jax.core.skeleton import (
+    CROWDPOSE,
+    MPII,
+    POSETRACK,
+    POSETRACK17,
+    WHOLEBODY,
+    Skeleton,
+    load_skeleton,
+    warn_of_guessed_sigmas,
+)
+from posefix_jax.data.coco import finite_joints, joints_of, read_annotations, read_results
+from posefix_jax.evaluation.crowdpose import crowdpose_scores
+from posefix_jax.evaluation.oks import oks_scores
+from posefix_jax.evaluation.pckh import pckh_scores
+from posefix_jax.evaluation.posetrack import posetrack_scores
+from posefix_jax.evaluation.scores import Scores, Truth, bootstrap_difference
+from posefix_jax.evaluation.wholebody import whole_body_scores
+from posefix_jax.files import check_apart, write_json
+from posefix_jax.types import PosefixError
+
+METRICS: dict[str, Callable[[Truth, Sequence[Mapping]], Scores]] = {
+    "oks": oks_scores,
+    "posetrack": posetrack_scores,
+    "pckh": pckh_scores,
+    "crowdpose": crowdpose_scores,
+}
+_OF_SKELETON = {
+    POSETRACK.name: "posetrack",
+    POSETRACK17.name: "posetrack",
+    MPII.name: "pckh",
+    CROWDPOSE.name: "crowdpose",
+}
+_OF_100 = ("posetrack", "pckh")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The figures of a results file by its data set's metric, before and after side by side."""
+
+    results: Path
+    """COCO keypoint results file (.json), or a folder of them"""
+    annotations: Path
+    """COCO keypoint annotation file of the same photographs, or a folder of them (PoseTrack: one a video)"""
+    metric: Literal["auto", "oks", "posetrack", "pckh", "crowdpose"] = "auto"
+    """oks: COCO's AP; posetrack: AP a joint by head size; pckh: MPII's; crowdpose: AP by crowding; auto: by the
+    annotations' joints"""
+    skeleton: str | None = None
+    """what is known of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by the annotations' joint names
+    by default"""
+    against: Path | None = None
+    """results to compare with, typically those that were refined"""
+    samples: int = 1000
+    """draws of photographs (PoseTrack: of sequences) for the 95 % interval of the main figure's difference"""
+    seed: int = 0
+    """of those draws"""
+    out: Path | None = None
+    """also write the figures here, as JSON"""
+
+    def __post_init__(self):
+        if self.samples < 1:
+            raise PosefixError(f"--samples must be positive, found {self.samples}")
+        if self.metric not in ("auto", *METRICS):
+            raise PosefixError(f"--metric must be auto, {', '.join(METRICS)}, found {self.metric!r}")
+
+
+def evaluate(options: EvaluateOptions) -> dict:
+    """Scores one or two results files.
+
+    Returns:
+      `metric`; `main`, the name of its main figure; `after` (and `before`, `difference`): figures by name; `interval`: of
+      the main figure's difference, over `units` draws of `unit`; `photographs`: how many.
+
+    Raises:
+      PosefixError: a file is not what it should be, or speaks of photographs that the annotations lack.
+    """
+    if options.out is not None:
+        read = [path for path in (options.results, options.annotations, options.against) if path is not None]
+        check_apart([options.out], [file for path in read for file in _files(path)])
+    truth = _truth(options.annotations, options.skeleton and load_skeleton(options.skeleton))
+    metric = options.metric
+    if metric == "auto":
+        metric = _OF_SKELETON.get(truth.skeleton.name, "oks")
+    measure = METRICS[metric]
+    if metric == "oks" and truth.skeleton == WHOLEBODY:
+        measure = whole_body_scores
+    if metric in ("oks", "crowdpose"):
+        warn_of_guessed_sigmas(truth.skeleton, options.annotations)
+    files = {"after": options.results, **({"before": options.against} if options.against else {})}
+    scores = {}
+    for side, path in files.items():
+        rows = _rows(path, truth, metric, options.annotations)
+        try:
+            scores[side] = measure(truth, rows)
+        except PosefixError as error:  # rows are checked: it is the annotations
+            raise PosefixError(f"{options.annotations}: {error}") from error
+    report = {"metric": metric, "main": scores["after"].main}
+    report |= {side: score.figures for side, score in scores.items()}
+    if options.against:
+        report["difference"] = {name: report["after"][name] - report["before"][name] for name in report["after"]}
+        report["interval"] = bootstrap_difference(
+            scores["before"], scores["after"], samples=options.samples, seed=options.seed
+        )
+        report |= {"units": scores["after"].units, "unit": scores["after"].unit}
+        report["photographs"] = len(truth.images)
+    if options.out is not None:
+        write_json(options.out, report)
+    return report
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise PosefixError(f"{path}: no .json file in this folder")
+    return files
+
+
+def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
+    """The annotations of a file, or of all files of a folder."""
+    images, people, given = {}, [], skeleton
+    for file in _files(path):
+        annotations = read_annotations(file, given)
+        skeleton = skeleton or annotations.skeleton
+        if annotations.skeleton.joints != skeleton.joints:
+            raise PosefixError(
+                f"{file}: joints of {annotations.skeleton.name}, but those of {skeleton.name} in the files before it"
+            )
+        again = next((image for image in annotations.images if image in images), None)
+        if again is not None:
+            raise PosefixError(
+                f"{file}: image {again!r} is in a file before it too; expected other photographs in each"
+            )
+        images |= annotations.images
+        people += [
+            {
+                "id": person.annotation_id,
+                "image_id": person.image_id,
+                "joints": person.joints,
+                "box": person.box,
+                "area": person.area,
+                "head_size": person.head_size,
+                "ignored": ignored,
+                "crowd": person.crowd,
+            }
+            for group, ignored in ((annotations.people, False), (annotations.ignored, True))
+            for person in group
+        ]
+    return Truth(images, people, skeleton)
+
+
+def _rows(path: Path, truth: Truth, metric: str, annotations: Path) -> list[dict]:
+    return [row for file in _files(path) for row in _checked_rows(file, truth, metric, annotations)]
+
+
+def _checked_rows(path: Path, truth: Truth, metric: str, annotations: Path) -> Iterator[dict]:
+    ids = {(person["image_id"], person["id"]) for person in truth.people}
+    for index, row in enumerate(read_results(path, truth.skeleton, annotated=metric == "posetrack")):
+        where = f"{path}: row {index}"
+        if row["image_id"] not in truth.images:
+            raise PosefixError(
+                f"{where} is of image {row['image_id']!r}, which {annotations} does not have; "
+                "the two files are of different photographs"
+            )
+        scores = row.get("scores") if metric == "posetrack" else None
+        if scores:
+            _check_scores(scores, truth.skeleton, where)
+        elif not isinstance(row.get("score"), int | float):
+            raise PosefixError(f"{where} has no score")
+        elif math.isnan(row["score"]):
+            raise PosefixError(f"{where} has a score that is no number (NaN)")
+        named = row.get("annotation_id") if metric == "pckh" else None
+        if named is not None and (row["image_id"], named) not in ids:
+            raise PosefixError(
+                f"{where} has annotation_id {named!r}, which is nobody in image {row['image_id']!r} of {annotations}; "
+                "name the person by the annotation's id, or leave it out"
+            )
+        joints = finite_joints(joints_of(row, truth.skeleton.num_joints, where))
+        yield {**row, "keypoints": joints.reshape(-1).tolist()}
+
+
+def _check_scores(scores, skeleton: Skeleton, where: str) -> None:
+    fits = isinstance(scores, list) and len(scores) == skeleton.num_joints
+    if not fits or not all(isinstance(score, int | float) and not math.isnan(score) for score in scores):
+        raise PosefixError(
+            f"{where}: scores must be {skeleton.num_joints} numbers, one a joint of {skeleton.name}, found {scores!r:.40}"
+        )
+
+
+def table_of(report: dict) -> str:
+    """The figures as a table for the terminal."""
+    digits = 2 if report["metric"] in _OF_100 else 4
+    width = max(5, *map(len, report["after"]))
+    if "before" not in report:
+        return "\n".join(f"{name:{width}s} {value:8.{digits}f}" for name, value in report["after"].items())
+    lines = [f"{'':{width}s} {'before':>8s} {'after':>8s} {'change':>8s}"]
+    for name, after in report["after"].items():
+        before, change = report["before"][name], report["difference"][name]
+        lines.append(f"{name:{width}s} {before:8.{digits}f} {after:8.{digits}f} {change:+8.{digits}f}")
+    main, (low, high) = report["main"], report["interval"]
+    lines.append(
+        f"{main} changes by {report['difference'][main]:+.{digits}f}, 95 % interval "
+        f"[{low:+.{digits}f}, {high:+.{digits}f}] over {report['unit']}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Poses in files, better poses out."""

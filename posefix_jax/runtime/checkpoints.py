@@ -1,0 +1,227 @@
+"""Checkpoints: the only importer of Orbax.
+
+A run's folder holds `checkpoints/STEP/`, each with `model` (the variables a refiner runs with), `spec`, and for
+training `state` and `input` (the position in the data). A refiner that is shipped is one such folder with `model`
+and `spec` alone. Saving is asynchronous and atomic.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from jax.experimental import multihost_utils
+
+from posefix_jax.core.models import RefinerSpec
+from posefix_jax.core.step import TrainState
+from posefix_jax.files import read_json
+from posefix_jax.types import PosefixError, warn_once
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+FOLDER = "checkpoints"
+ITEMS = {"model": "arrays", "spec": "json", "state": "arrays", "input": "json"}
+"""What a step of a run holds; a refiner needs the first two."""
+REFINER = ("model", "spec")
+
+
+def steps_of(folder: Path) -> list[Path]:
+    """The folders of steps in a folder of checkpoints, the newest first."""
+    steps = (
+        [child for child in folder.iterdir() if child.name.isdecimal() and child.is_dir()] if folder.is_dir() else []
+    )
+    return sorted(steps, key=lambda step: int(step.name), reverse=True)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether any step of the run was saved."""
+    return bool(steps_of(run / FOLDER))
+
+
+def damage_of(step: Path, items: Sequence[str]) -> str | None:
+    """Why a checkpoint cannot be restored, None if all its files read.
+
+    Reads every byte of it, since a restore that fails half-way leaves Orbax's other reads behind.
+    """
+    for item in items:
+        folder = step / item
+        if not folder.is_dir():
+            return f"no {item} in it"
+        try:
+            if ITEMS[item] == "json":
+                read_json(folder / "metadata")
+                continue
+            read_json(folder / "_METADATA")
+            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": folder.absolute().as_uri() + "/"}).result()
+            keys = store.list().result()
+            if not keys:
+                return f"{item} is empty"
+            for key in keys:
+                store.read(key).result()
+        except PosefixError as error:
+            return str(error)
+        except (ValueError, OSError) as error:
+            return f"{item}: {str(error).splitlines()[0]:.160}"
+    return None
+
+
+def newest_whole(folder: Path, items: Sequence[str]) -> tuple[Path | None, dict[Path, str]]:
+    """The newest step whose files all read, and why those after it do not."""
+    damaged: dict[Path, str] = {}
+    for step in steps_of(folder):
+        reason = damage_of(step, items)
+        if reason is None:
+            return step, damaged
+        damaged[step] = reason
+    return None, damaged
+
+
+def set_damaged_aside(run: Path) -> None:
+    """Moves steps after the newest whole one to `RUN/damaged`, so that a run resumes from that one and saves anew.
+
+    Every process of a run calls it; the first does it. Nothing is deleted.
+
+    Raises:
+      PosefixError: there are checkpoints and none is whole; says what is damaged.
+    """
+    message = ""
+    if not jax.process_index() and has_checkpoint(run):
+        whole, damaged = newest_whole(run / FOLDER, tuple(ITEMS))
+        if whole is None:
+            message = f"{_none_whole(run / FOLDER, damaged)}; train into another --out"
+        for step, reason in damaged.items() if whole is not None else ():
+            aside = run / "damaged" / step.name
+            while aside.exists():
+                aside = aside.with_name(aside.name + "-again")
+            aside.parent.mkdir(exist_ok=True)
+            step.rename(aside)
+            warn_once(f"{step} is damaged ({reason}): moved to {aside}, resuming from {whole}")
+    if multihost_utils.broadcast_one_to_all(np.array(bool(message))):
+        raise PosefixError(message or f"{run / FOLDER}: no checkpoint is whole")
+
+
+def _none_whole(folder: Path, damaged: dict[Path, str]) -> str:
+    reasons = "; ".join(f"{step.name}: {reason}" for step, reason in damaged.items())
+    return f"{folder}: no checkpoint there can be read ({reasons})"
+
+
+class Checkpointer:
+    """Saves and restores the training of one run."""
+
+    def __init__(self, run: Path, *, keep: int):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, position: dict, spec: RefinerSpec) -> None:
+        """Returns as soon as the arrays are copied; a step already saved is left as it is."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(state.variables),
+                state=ocp.args.StandardSave(state._asdict()),
+                input=ocp.args.JsonSave(position),
+                spec=ocp.args.JsonSave(spec.to_dict()),
+            ),
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
+        """The latest state, laid out on the devices as `like` (arrays or `ShapeDtypeStruct`s), and the position."""
+        target = ocp.args.StandardRestore(like._asdict())
+        try:
+            restored = self._manager.restore(
+                self.latest_step, args=ocp.args.Composite(state=target, input=ocp.args.JsonRestore())
+            )
+        except (ValueError, KeyError) as error:
+            raise PosefixError(
+                f"{self._manager.directory}: the checkpoint there does not fit this config "
+                f"({str(error).splitlines()[0]}); train into another --out"
+            ) from error
+        return TrainState(**restored["state"]), restored["input"]
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype=np.float32) -> None:
+    """Writes `model` and `spec` alone, the parameters as `dtype` (float16 halves the size), statistics as they are.
+
+    Raises:
+      PosefixError: the folder exists.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise PosefixError(f"{folder}: exists; remove it or write elsewhere")
+    params = jax.tree.map(lambda array: np.asarray(array).astype(dtype), variables["params"])
+    variables = {"params": params, "batch_stats": jax.tree.map(np.asarray, variables["batch_stats"])}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            folder,
+            args=ocp.args.Composite(model=ocp.args.StandardSave(variables), spec=ocp.args.JsonSave(spec.to_dict())),
+        )
+    for mark in folder.rglob("commit_success.txt"):  # Orbax's text in it names a folder of this machine
+        mark.write_text("committed\n")
+
+
+def load_refiner(path: Path) -> tuple[dict, RefinerSpec]:
+    """Float32 variables and spec of a shipped refiner, a checkpoint's folder, or a run's (its latest step).
+
+    A step of a run that does not read is passed over with a warning.
+
+    Raises:
+      PosefixError: no checkpoint there, none that reads, or not one of a refiner.
+    """
+    folder = Path(path).absolute()
+    if not folder.is_dir():
+        raise PosefixError(f"{path}: no such checkpoint folder")
+    steps = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    if steps_of(steps):
+        whole, damaged = newest_whole(steps, REFINER)
+        if whole is None:
+            raise PosefixError(_none_whole(steps, damaged))
+        for step, reason in damaged.items():
+            warn_once(f"{step} is damaged ({reason}): taking {whole} instead")
+        folder = whole
+    elif not all((folder / item).is_dir() for item in REFINER):
+        raise PosefixError(f"{path}: no refiner checkpoint there; expected folders model and spec, or a run's folder")
+    elif reason := damage_of(folder, REFINER):
+        raise PosefixError(f"{path}: damaged ({reason})")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        spec = RefinerSpec.from_dict(
+            checkpointer.restore(folder, args=ocp.args.Composite(spec=ocp.args.JsonRestore()))["spec"]
+        )
+        like = abstract_variables(spec)
+        model = ocp.args.StandardRestore(like)
+        try:
+            variables = checkpointer.restore(folder, args=ocp.args.Composite(model=model))["model"]
+        except (ValueError, KeyError) as error:
+            raise PosefixError(f"{path}: its weights do not fit its spec ({str(error).splitlines()[0]})") from error
+    return variables, spec
+
+
+def abstract_variables(spec: RefinerSpec) -> Any:
+    """Shapes of a refiner's variables, float32, on one device of this process; nothing is computed."""
+    h, w = spec.model.crop_hw
+    joints = spec.skeleton.num_joints
+    inputs = (
+        jax.ShapeDtypeStruct((1, h, w, 3), np.float32),
+        jax.ShapeDtypeStruct((1, joints, 2), np.float32),
+        jax.ShapeDtypeStruct((1, joints), bool),
+    )
+    shapes = jax.eval_shape(spec.network().init, jax.random.key(0), *inputs)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32, sharding=device), shapes)

@@ -1,0 +1,1 @@
+"""People in shards, a refiner out."""

@@ -1,0 +1,283 @@
+"""`posefix study`: a grid of configs and seeds, trained, scored, and compared."""
+
+import csv
+import functools
+import hashlib
+import io
+import itertools
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from posefix_jax.core.models import DecodeConfig
+from posefix_jax.data.pipeline import People
+from posefix_jax.files import claim, read_json, whole_file, write_json
+from posefix_jax.report.plots import bars
+from posefix_jax.report.progress import format_seconds
+from posefix_jax.runtime.checkpoints import load_refiner
+from posefix_jax.runtime.devices import keep_compiled
+from posefix_jax.training.config import Config
+from posefix_jax.training.package import KEEP_MARGINS
+from posefix_jax.training.train import errors_read, made_of, train
+from posefix_jax.training.validation import Validator, keep_unpromising
+from posefix_jax.types import PosefixError, function_in_file
+
+COLUMNS = {
+    "ap_kept": "gain in AP, keep_margin tuned",
+    "ap_refined": "gain in AP, every move",
+    "ks_refined": "gain in mean KS, every move",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file's `study()` returns.
+
+    Attributes:
+      configs: by name; the first is what the others are compared with. Their `out` and `seed` are set by the study.
+      inputs: what is scored, by name: a prepared folder, and the input poses, `synthetic` (the paper's errors, drawn
+        with a fixed key) or `detected` (the folder's first stored detections).
+      tune: the input, of people held out from training, by whose AP each run's `keep_margin` is chosen, as `posefix ship
+        --tune` does; the first of `inputs` if empty. Decoders that take every move have nothing to choose.
+
+    Raises:
+      PosefixError: nothing in it, or an unknown kind of input.
+    """
+
+    configs: Mapping[str, Config]
+    inputs: Mapping[str, tuple[str, str]]
+    tune: str = ""
+
+    def __post_init__(self):
+        if not self.configs or not self.inputs:
+            raise PosefixError("a study needs at least one config and one input to score")
+        for name, (_, kind) in self.inputs.items():
+            if kind not in ("synthetic", "detected"):
+                raise PosefixError(f"a study's input {name!r}: expected synthetic or detected, found {kind!r}")
+        if self.tune and self.tune not in self.inputs:
+            raise PosefixError(f"a study's tune {self.tune!r} is none of its inputs: {', '.join(self.inputs)}")
+        for name in self.configs:
+            if not name or "/" in name:
+                raise PosefixError(f"a study's config {name!r}: expected a name without slash")
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Trains every config with every seed, one after another on all devices, and writes a table and a plot."""
+
+    study: Path
+    """Python file that defines study(), returning a posefix_jax.training.study.Study"""
+    out: Path
+    """folder of the runs and the table; the same command goes on where it stopped"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """of weights, data order, augmentation and errors; every config takes each"""
+    only: tuple[str, ...] = ()
+    """train only these configs now; the table has all that are done"""
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise PosefixError(f"--seeds must be different numbers, at least one, found {list(self.seeds)}")
+
+
+def study(options: StudyOptions) -> bool:
+    """Runs what is not done yet; prints and writes the table after every run. Returns whether all are done.
+
+    Raises:
+      PosefixError: the study file is not one, or a config of it does not fit its data.
+    """
+    keep_compiled()
+    of = function_in_file(options.study, "study")()
+    if not isinstance(of, Study):
+        raise PosefixError(f"{options.study}: expected study() to return a posefix_jax.training.study.Study")
+    unknown = set(options.only) - set(of.configs)
+    if unknown:
+        raise PosefixError(f"--only {' '.join(sorted(unknown))}: not among {', '.join(of.configs)}")
+    # Seed by seed: what is there early compares all configs.
+    runs = [(seed, name) for seed, name in itertools.product(options.seeds, of.configs)]
+    wanted = [run for run in runs if not options.only or run[1] in options.only]
+    _check(of, options)
+    claim(options.out, "posefix study")
+    begun, trained = time.monotonic(), 0
+    for number, (seed, name) in enumerate(wanted):
+        if _done(of, options, seed, name):
+            continue
+        config = _config(of, options, seed, name)
+        _say(f"run {number + 1} of {len(wanted)}: {name}, seed {seed}")
+        _, complete = train(config)
+        if not complete:
+            return False
+        settled = {"of": _settled(of, config), "scores": _scores(config, of)}
+        write_json(Path(config.out) / "scores.json", settled)
+        trained += 1
+        left = (time.monotonic() - begun) / trained * (len(wanted) - number - 1)
+        print(_write(of, options, runs), flush=True)
+        _say(f"{number + 1} of {len(wanted)} runs done, about {format_seconds(left)} left")
+    if not trained:
+        print(_write(of, options, runs), flush=True)
+    return True
+
+
+def _check(of: Study, options: StudyOptions) -> None:
+    """What would stop a run is known before the first begins."""
+    for name, config in of.configs.items():
+        if options.only and name not in options.only:
+            continue
+        try:
+            _, spec, _ = made_of(config)
+            if config.init and not Path(config.init).exists():
+                raise PosefixError(f"init {config.init} is not there; train it first")
+        except PosefixError as error:
+            raise PosefixError(f"{options.study}: config {name!r}: {error}") from error
+        for folder, kind in dict.fromkeys(of.inputs.values()):
+            people = People([folder])
+            if people.skeleton.joints != spec.skeleton.joints:
+                raise PosefixError(
+                    f"{folder}: people of skeleton {people.skeleton.name}, those of config {name!r} are of "
+                    f"{spec.skeleton.name}"
+                )
+            if kind == "detected" and not people.manifests[0].detections:
+                raise PosefixError(f"{folder}: no detections stored; prepare with --detections")
+
+
+def _config(of: Study, options: StudyOptions, seed: int, name: str) -> Config:
+    return replace(of.configs[name], out=str(options.out / name / f"seed-{seed}"), seed=seed)
+
+
+def _settled(of: Study, config: Config) -> str:
+    """What a run's scores depend on; they count only for that."""
+    read = (*config.data.train, *(folder for folder, _ in of.inputs.values()), *([config.init] if config.init else []))
+    files = [_files_in(Path(path)) for path in dict.fromkeys(read)]
+    content = (replace(config, out=""), errors_read(config), files, sorted(of.inputs.items()), of.tune)
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def _files_in(path: Path) -> list[tuple[str, int]]:
+    """Names and sizes: what was made anew shows."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(str(file.relative_to(path)), file.stat().st_size) for file in files if file.is_file()]
+
+
+def _done(of: Study, options: StudyOptions, seed: int, name: str) -> dict | None:
+    """The scores of a run, if there are any."""
+    config = _config(of, options, seed, name)
+    path = Path(config.out) / "scores.json"
+    content = read_json(path) if path.is_file() else {}
+    return content["scores"] if content.get("of") == _settled(of, config) else None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _scores(config: Config, of: Study) -> dict:
+    """By input: mean KS and AP of the input, refined with every move taken, and with the tuned `keep_margin`."""
+    variables, spec = load_refiner(Path(config.out))
+    if spec.decode.method == "ks":
+        spec = replace(spec, decode=DecodeConfig("ks"))
+    poses, score = {}, {}
+    for kind in dict.fromkeys(kind for _, kind in of.inputs.values()):
+        folders = list(dict.fromkeys(folder for folder, its in of.inputs.values() if its == kind))
+        validator = Validator(folders, spec)
+        found = validator.poses(kind, variables)
+        for name, (folder, its) in of.inputs.items():
+            if its == kind:
+                poses[name] = found
+                score[name] = functools.partial(validator.score, folder=folders.index(folder))
+    tune = of.tune or next(iter(of.inputs))
+    margins = KEEP_MARGINS if spec.decode.method == "ks" else (0.0,)
+
+    def kept(name: str, margin: float) -> dict:
+        return score[name](keep_unpromising(poses[name], margin) if spec.decode.method == "ks" else poses[name])
+
+    aps = [kept(tune, margin)["ap_refined"] for margin in margins]
+    margin = margins[len(aps) - 1 - int(np.argmax(aps[::-1]))]  # the more careful on a tie
+    scores = {}
+    for name in of.inputs:
+        tuned = kept(name, margin)
+        more = {"ap_kept": tuned["ap_refined"], "ks_kept": tuned["ks_refined"], "keep_margin": margin}
+        scores[name] = score[name](poses[name]) | more
+    return scores
+
+
+def _write(of: Study, options: StudyOptions, runs) -> str:
+    """Writes table.md, scores.csv and plot.svg of the runs that are done; returns the table."""
+    found: dict[str, dict[int, dict]] = {}
+    for seed, name in runs:
+        scores = _done(of, options, seed, name)
+        if scores is not None:
+            found.setdefault(name, {})[seed] = scores
+    table = table_of(found, of.inputs, next(iter(of.configs)))
+    fields = ("people", "ap_input", "ap_refined", "ap_kept", "ks_input", "ks_refined", "ks_kept", "keep_margin")
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("config", "seed", "input", *fields))
+    for name, seeds in found.items():
+        for seed, scores in seeds.items():
+            for given, score in scores.items():
+                rows.writerow((name, seed, given, *(f"{score[field]:.6g}" for field in fields)))
+    gains = {
+        name: [list(_gains(seeds, given, "ap_kept").values()) or [0.0] for given in of.inputs]
+        for name, seeds in found.items()
+    }
+    plot = bars(
+        list(of.inputs),
+        {name: [float(np.mean(values)) for values in row] for name, row in gains.items()},
+        title="Gain in AP: mean of the seeds, from the lowest to the highest",
+        y_label="gain in AP",
+        intervals={name: [(min(values), max(values)) for values in row] for name, row in gains.items()},
+    ).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    for file_name, content in (("table.md", f"{table}\n"), ("scores.csv", text.getvalue()), ("plot.svg", plot)):
+        with whole_file(options.out / file_name) as file:
+            file.write(content.encode())
+    return table
+
+
+def table_of(found: Mapping[str, Mapping[int, Mapping]], inputs, baseline: str) -> str:
+    """Markdown: a row a config, a column an input; gain in AP and in mean KS over the input's.
+
+    Mean over the seeds, their standard deviation, and, in brackets, the mean of the differences from the run of the
+    `baseline` with the same seed, and the standard error of that mean.
+    """
+    parts = []
+    for metric, title in COLUMNS.items():
+        heads, inputs_row = list(inputs), []
+        for given in inputs:
+            known = [score[given] for seeds in found.values() for score in seeds.values() if given in score]
+            inputs_row.append(f"{known[0][_input(metric)]:.3f}" if known else "")
+        lines = [f"| {title} | seeds | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
+        lines.append(f"| *of the input itself* | | {' | '.join(inputs_row)} |")
+        for name, seeds in found.items():
+            cells = []
+            for given in inputs:
+                compared = {} if name == baseline else _gains(found.get(baseline, {}), given, metric)
+                cells.append(_cell(_gains(seeds, given, metric), compared))
+            lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _input(metric: str) -> str:
+    return f"{metric.split('_')[0]}_input"
+
+
+def _gains(seeds, given: str, metric: str) -> dict[int, float]:
+    return {
+        seed: score[given][metric] - score[given][_input(metric)] for seed, score in seeds.items() if given in score
+    }
+
+
+def _cell(gain: dict[int, float], baseline: dict[int, float]) -> str:
+    if not gain:
+        return ""
+    values = np.array(list(gain.values()))
+    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+    text = f"{values.mean():+.3f}{spread}"
+    differences = np.array([gain[seed] - baseline[seed] for seed in gain if seed in baseline])
+    if len(differences):
+        error = f" ± {differences.std(ddof=1) / len(differences) ** 0.5:.3f}" if len(differences) > 1 else ""
+        text += f" [{differences.mean():+.3f}{error}]"
+    return text

@@ -1,0 +1,154 @@
+"""`posefix synthesise`: spoiled poses of prepared people, as a picture and as frequencies."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.core.step import Batch, person_of, sample_keys
+from posefix_jax.core.synthesis import error_model_of, make_synthesizer
+from posefix_jax.data.images import warp_affine
+from posefix_jax.data.pipeline import People, evaluation_batches
+from posefix_jax.files import check_apart
+from posefix_jax.report.pictures import GREEN, WHITE, draw_pose, kind_legend, sheet, side_by_side, write_picture
+from posefix_jax.runtime.devices import keep_compiled
+from posefix_jax.types import KINDS, PosefixError
+
+
+@dataclass(frozen=True)
+class SynthesiseOptions:
+    """Draws poses as training would see them: a sheet of examples, and how often each kind of error came."""
+
+    data: tuple[str, ...]
+    """folders that `posefix prepare` wrote"""
+    preview: Path
+    """picture to write (.png): people from top to bottom, the truth and some draws from left to right"""
+    errors: tuple[str, ...] = ("posefix",)
+    """as `posefix train --errors`"""
+    error_weights: tuple[float, ...] = ()
+    """as `posefix train --error-weights`"""
+    people: int = 6
+    """people on the sheet"""
+    draws: int = 4
+    """draws of each on the sheet"""
+    sample: int = 2000
+    """poses for the frequencies, one a person, people again if there are fewer"""
+    seed: int = 0
+    """of the draws"""
+
+    def __post_init__(self):
+        if self.preview.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise PosefixError(f"--preview must end in .png or .jpg, found {self.preview}")
+        if min(self.people, self.draws, self.sample) < 1:
+            raise PosefixError(
+                f"--people, --draws and --sample must be positive, found {self.people}, {self.draws}, {self.sample}"
+            )
+
+
+def synthesise(options: SynthesiseOptions) -> str:
+    """Writes the sheet; returns a table of realised frequencies beside the intended ones.
+
+    Raises:
+      PosefixError: no such synthesiser or folder.
+    """
+    keep_compiled()
+    check_apart([options.preview], [*options.data, *options.errors])
+    people = People(options.data)
+    skeleton = people.skeleton
+    people.check_detections(options.errors)
+    synthesize = make_synthesizer(options.errors, options.error_weights, skeleton)
+    draw = jax.jit(
+        lambda batch, root: jax.vmap(synthesize)(
+            sample_keys(root, batch.epoch, batch.sample),
+            jax.vmap(lambda record: person_of(record, np.ones(skeleton.num_joints, bool)))(batch),
+        )
+    )
+    root = jax.random.key(options.seed)
+    rows, found = [], []
+    for batch in _passes(people):
+        pose = jax.tree.map(np.asarray, draw(batch, root))
+        real = batch.weight > 0
+        found.append((pose.kind[real], batch.labelled[real], batch.overlap[real]))
+        for i in np.flatnonzero(real)[: min(options.people, len(people)) - len(rows)]:
+            few = jax.tree.map(lambda array, i=i: np.repeat(array[i : i + 1], options.draws, axis=0), batch)
+            few = few._replace(epoch=np.arange(options.draws, dtype=np.int32))
+            poses = jax.tree.map(np.asarray, draw(few, root))
+            rows.append(_row(batch.patch[i], batch.patch_xy[i], batch.labelled[i], poses, skeleton))
+        if len(rows) == min(options.people, len(people)) and sum(len(kind) for kind, *_ in found) >= options.sample:
+            break
+    write_picture(options.preview, sheet([kind_legend(), *rows]))
+    kind, labelled, overlap = (np.concatenate(part)[: options.sample] for part in zip(*found, strict=True))
+    table = _table(kind, labelled, overlap, skeleton, options)
+    return f"{table}\n{options.preview}"
+
+
+def _passes(people: People) -> Iterator[Batch]:
+    """Everybody, again and again, each time with other draws."""
+    for again in itertools.count():
+        for arrays in evaluation_batches(people, batch_size=64):
+            yield Batch(**arrays)._replace(epoch=np.full_like(arrays["epoch"], again))
+
+
+def _row(patch, patch_xy, labelled, poses, skeleton: Skeleton) -> np.ndarray:
+    """The truth and the draws of one person, cut to where they are."""
+    xy = np.concatenate([patch_xy[labelled], poses.crop_xy[poses.present]])
+    centre = (patch_xy[labelled].min(axis=0) + patch_xy[labelled].max(axis=0)) / 2
+    half = min(max(np.abs(xy - centre).max() + 8, 32), len(patch))
+    scale = 120 / half
+    affine = np.array([[scale, 0, 120 - scale * centre[0]], [0, scale, 120 - scale * centre[1]]])
+    picture = warp_affine(patch, affine, (240, 240))
+
+    def moved(points):
+        return points * scale + affine[:, 2]
+
+    tiles = [draw_pose(picture, moved(patch_xy), labelled, skeleton, GREEN)]
+    for points, present, kinds in zip(poses.crop_xy, poses.present, poses.kind, strict=True):
+        tiles.append(draw_pose(picture, moved(points), present, skeleton, WHITE, kinds=kinds))
+    return side_by_side(tiles, ["truth", *(f"draw {i + 1}" for i in range(len(tiles) - 1))])
+
+
+def _table(kind, labelled, overlap, skeleton: Skeleton, options: SynthesiseOptions) -> str:
+    """Share of each kind among the labelled joints of each group: drawn, and as the error model says."""
+    intended = _intended(labelled, overlap, skeleton, options)
+    names = [kind.name.lower() for kind in KINDS] + ["absent"]
+    lines = ["share of the labelled joints, drawn" + (" (intended):" if intended is not None else ":")]
+    lines.append(f"{'':10s} {'joints':>7s}" + "".join(f"{name:>18s}" for name in names))
+    groups = np.array(skeleton.groups)
+    for group in (*dict.fromkeys(skeleton.groups), "all"):
+        of = (groups == group) | (group == "all")
+        on = labelled[:, of]
+        if not on.any():
+            continue
+        cells = []
+        for each in [*map(int, KINDS), -1]:
+            share = f"{(kind[:, of] == each)[on].mean():.3f}"
+            if intended is not None and each >= 0:
+                share += f" ({intended[:, of, each][on].mean():.3f})"
+            cells.append(f"{share:>18s}")
+        lines.append(f"{group:10s} {on.sum():7d}{''.join(cells)}")
+    many = [
+        f"{each.name.lower()} {np.where(of.sum(axis=1) >= 4, of.sum(axis=1), 0).sum() / of.sum():.3f}"
+        for each in KINDS[1:]
+        if (of := (kind == each) & labelled).any()
+    ]
+    lines.append(f"share in people with four or more of the kind: {', '.join(many)}")
+    if intended is not None:
+        lines.append("A kind that has no room around a joint gives its share to the others.")
+    return "\n".join(lines)
+
+
+def _intended(labelled, overlap, skeleton: Skeleton, options: SynthesiseOptions) -> np.ndarray | None:
+    """[people, K, kinds] probabilities by the error models; None if a synthesiser has none."""
+    models = [error_model_of(name) for name in options.errors]
+    if any(model is None for model in models):
+        return None
+    weights = np.asarray(options.error_weights or [1.0] * len(models))
+    count = labelled.sum(axis=1)
+    total = 0.0
+    for model, weight in zip(models, weights / weights.sum(), strict=True):
+        total = total + weight * model.table(skeleton)[:, *model.bin_of(count, overlap)].transpose(1, 0, 2)
+    return total

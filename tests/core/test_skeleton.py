@@ -1,0 +1,152 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from posefix_jax.core.skeleton import (
+    AP10K,
+    COCO,
+    CROWDPOSE,
+    SKELETONS,
+    WHOLEBODY,
+    WHOLEBODY_KEYS,
+    Skeleton,
+    canonical,
+    comparable_names,
+    group_of,
+    joints_in,
+    load_skeleton,
+    skeleton_from_category,
+    warn_of_guessed_sigmas,
+)
+from posefix_jax.data.coco import read_annotations
+from posefix_jax.types import PosefixError, warn_once
+
+
+@pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=lambda s: s.name)
+def test_round_trip_and_flip(skeleton):
+    assert Skeleton.from_dict(skeleton.to_dict()) == skeleton
+    np.testing.assert_array_equal(skeleton.flip_index[skeleton.flip_index], np.arange(skeleton.num_joints))
+    for joint, twin in enumerate(skeleton.flip_index):
+        if skeleton.joints[joint].startswith("face-"):
+            continue
+        swapped = skeleton.joints[joint].replace("left_", "L").replace("right_", "left_").replace("L", "right_")
+        assert skeleton.joints[twin] == swapped
+
+
+def test_whole_body_is_five_parts():
+    assert WHOLEBODY.num_joints == sum(WHOLEBODY_KEYS.values()) == 133 and WHOLEBODY.joints[:17] == COCO.joints
+    assert WHOLEBODY.sigmas[:17] == COCO.sigmas and WHOLEBODY.sigmas[91:112] == WHOLEBODY.sigmas[112:]
+    twins = dict(WHOLEBODY.flip_pairs) | {b: a for a, b in WHOLEBODY.flip_pairs}
+    face = {name: int(name[5:]) for name in WHOLEBODY.joints if name.startswith("face-")}
+    # Chin, the nose's ridge and tip, the lips' middles are their own mirror; the rest of the face is in pairs.
+    alone = {23 + i for i in (8, 27, 28, 29, 30, 33, 51, 57, 62, 66)}
+    assert {23 + i for i in face.values()} - set(twins) == alone
+    assert twins[23 + 36] == 23 + 45 and twins[23 + 48] == 23 + 54 and twins[23] == 23 + 16
+    assert set(WHOLEBODY.groups[23:91]) == {"face"} and set(WHOLEBODY.groups[91:]) == {"other"}
+
+
+def test_matches_by_name():
+    assert skeleton_from_category({"name": "dog", "keypoints": list(AP10K.joints)}) is AP10K
+    assert AP10K.groups[7] == "wrist" and AP10K.groups[13] == "ankle"
+    assert skeleton_from_category({"name": "person", "keypoints": list(COCO.joints)}) is COCO
+    foreign = skeleton_from_category({"name": "fly", "keypoints": ["left_wing", "right_wing"], "skeleton": [[1, 2]]})
+    assert foreign.flip_pairs == ((0, 1),) and foreign.limbs == ((0, 1),) and foreign.groups == ("other", "other")
+
+
+@pytest.mark.parametrize("style", ["Left Eye", "left-eye", "LEFT_EYE", "leftEye", "eye_left", "l_eye", "LeftEye"])
+def test_joints_are_matched_however_they_are_written(style):
+    assert canonical(style) == "left_eye"
+    assert joints_in(["left_eye", "nose"], ["Nose", style]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda joint: joint.replace("_", " ").title(),
+        lambda joint: joint.replace("_", "-"),
+        str.upper,
+        lambda joint: re.sub(r"_(.)", lambda end: end[1].upper(), joint),
+    ],
+)
+@pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
+def test_a_known_set_is_known_however_it_is_written(written, skeleton):
+    """With its sigmas and its flip pairs; groups too, which the error model goes by."""
+    category = {"name": "person", "keypoints": [written(joint) for joint in skeleton.joints]}
+    assert skeleton_from_category(category) is skeleton
+    assert [group_of(joint) for joint in category["keypoints"]] == list(skeleton.groups)
+
+
+def test_names_that_only_their_spelling_tells_apart_are_taken_as_they_are():
+    assert comparable_names(["tip a", "tip-a"]) == ("tip a", "tip-a")
+    assert comparable_names(["head", "head_top"]) == ("head", "head_top")
+    assert joints_in(["tip a"], ["tip-a", "tip a"]).tolist() == [-1]
+
+
+def test_crowdpose_as_its_authors_write_it():
+    """`head`, and limbs of COCO's 17 joints in its `skeleton` field."""
+    joints = [*CROWDPOSE.joints[:12], "head", "neck"]
+    limbs = [[a + 1, b + 1] for a, b in SKELETONS["coco"].limbs]
+    assert skeleton_from_category({"name": "person", "keypoints": joints, "skeleton": limbs}) is CROWDPOSE
+
+
+def test_limbs_that_do_not_fit_are_left_out_with_a_word(capsys):
+    warn_once.cache_clear()
+    limbs = [[1, 2], [0, 1], [2, 3], [1], "x", [1.5, 2], [True, 2]]
+    skeleton = skeleton_from_category({"name": "odd", "keypoints": ["left_wing", "tail"], "skeleton": limbs})
+    assert skeleton.limbs == ((0, 1),)
+    said = capsys.readouterr().err
+    assert said.startswith("posefix: warning: the skeleton of category 'odd' has limbs") and "[0, 1], [2, 3]" in said
+
+
+def test_guessed_sigmas_are_said_aloud(capsys):
+    """COCO's for joints of the same kind; in the file's own hand they are no guess."""
+    warn_once.cache_clear()
+    category = {"name": "dog", "keypoints": ["Left Wrist", "tail"]}
+    skeleton = skeleton_from_category(category)
+    assert skeleton.sigmas == (0.062, 0.08) and skeleton.sigmas_guessed
+    assert Skeleton.from_dict(skeleton.to_dict()) == skeleton
+    warn_of_guessed_sigmas(skeleton, "gt.json")
+    said = capsys.readouterr().err
+    assert "gt.json: the joints of 'dog' are not a known set" in said and "0.062 for Left Wrist; 0.08 for tail" in said
+    known = skeleton_from_category({**category, "sigmas": [0.1, 0.2]})
+    warn_of_guessed_sigmas(known, "gt.json")
+    assert not known.sigmas_guessed and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sigmas": (0.1,)}, "need 17 sigmas"),
+        ({"limbs": ((0, 17),)}, "outside"),
+        ({"flip_pairs": ((1, 2), (2, 3))}, "two flip_pairs"),
+        ({"joints": ("nose",) * 17}, "unique"),
+    ],
+)
+def test_checks_itself(change, message):
+    with pytest.raises(PosefixError, match=message):
+        dataclasses.replace(COCO, **change)
+
+
+def test_unknown_names_the_nearest(tmp_path):
+    with pytest.raises(PosefixError, match="did you mean 'coco'"):
+        load_skeleton("cocoo")
+    with pytest.raises(PosefixError, match="No such file"):
+        load_skeleton(str(tmp_path / "none.json"))
+
+
+def test_the_tutorials_skeleton_is_one(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "skeletons.md").read_text()
+    (tmp_path / "fly.json").write_text(text.split("```json")[1].split("```")[0])
+    fly = load_skeleton(str(tmp_path / "fly.json"))
+    assert fly.flip_pairs == ((2, 3), (4, 5)) and set(fly.groups) == {"head", "other"}
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "fly", "keypoints": list(fly.joints)}]}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    by_name = read_annotations(tmp_path / "truth.json").skeleton
+    assert by_name.sigmas == (0.079,) + (0.08,) * 5 and by_name.sigmas_guessed  # a head is one of CrowdPose's
+    assert read_annotations(tmp_path / "truth.json", fly).skeleton is fly
+    with pytest.raises(PosefixError, match="truth.json: its joints are .* expected the same names in the same order"):
+        read_annotations(tmp_path / "truth.json", COCO)
