@@ -299,7 +299,7 @@ class _Run:
             bound = max(waits, key=waits.get, default="decode")
             pace = photographs / max(time.monotonic() - begun, 1e-6)
             share = 100 * waits.get(bound, 0) / both
-            progress.note = f", {pace:.1f} photographs/s, of its waiting {share:.0f} % is for {bound}"
+            progress.note = f"{pace:.1f} photographs/s, of its waiting {share:.0f} % is for {bound}"
             progress.update(done)
             if not left[part.number]:
                 del left[part.number]
@@ -417,8 +417,8 @@ def before_and_after(image: np.ndarray, before: np.ndarray, after: np.ndarray, s
     draw = functools.partial(draw_pose, crop, skeleton=skeleton)
     return side_by_side(
         [
-            draw(place.to_crop(before[:, :2]), present[0], colour=RED),
-            draw(place.to_crop(after[:, :2]), present[1], colour=GREEN),
+            draw(place.to_crop(before[:, :2]), present[0], color=RED),
+            draw(place.to_crop(after[:, :2]), present[1], color=GREEN),
         ],
         ["before", "after"],
     )

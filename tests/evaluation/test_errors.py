@@ -171,7 +171,7 @@ def test_matching_is_by_score_and_crowds_are_nobody():
     matched = match_people(annotations, [row(0, 0.2), row(4, 0.9), row(2000, 1.0), row(5, 0.1)])
     # The second takes the first person for its score; the first, though exact, is left the one beside; nobody for others.
     assert list(zip(matched.person, matched.row, strict=True)) == [(0, 1), (1, 0)]
-    assert matched.overlap.tolist() == [1, 1] and matched.count.tolist() == [17, 17]
+    assert matched.overlap.tolist() == [1, 1] and matched.num_labelled.tolist() == [17, 17]
     with pytest.raises(PosefixError, match="row 0 is of image 7"):
         match_people(annotations, [{**row(0, 1), "image_id": 7}])
     broken = row(0, 0.5)
