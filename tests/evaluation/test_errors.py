@@ -146,7 +146,7 @@ def test_order_of_rows_people_and_joints_does_not_matter():
     shuffled = match_people(Annotations(Path(), annotations.images, people, (), COCO, {}), rows)
     back = np.argsort(order[shuffled.person])
     np.testing.assert_array_equal(order[shuffled.person][back], plain.person)
-    for name in ("row", "kind", "oks", "overlap", "count"):
+    for name in ("row", "kind", "oks", "overlap", "num_labelled"):
         np.testing.assert_array_equal(getattr(shuffled, name)[back], getattr(plain, name), err_msg=name)
 
     order = rng.permutation(17)
