@@ -30,6 +30,8 @@ from posefix_jax.training.train import _Interrupt, initial_state, spec_of, train
 from posefix_jax.training.validation import Validator
 from posefix_jax.types import PosefixError, warn_once
 
+pytestmark = pytest.mark.slow
+
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
