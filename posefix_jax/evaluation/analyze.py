@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from posefix_jax.evaluation.profile import (
 )
 from posefix_jax.evaluation.scores import Scores, bootstrap_difference
 from posefix_jax.files import check_apart, check_claim, claim, whole_file, write_json
-from posefix_jax.report.error_page import error_page
+from posefix_jax.report import check_report_packages
 from posefix_jax.report.pictures import WHITE, draw_pose, side_by_side
 from posefix_jax.report.progress import Progress
 from posefix_jax.types import PosefixError
@@ -90,6 +90,9 @@ def analyze(options: AnalyzeOptions) -> dict:
     Raises:
       PosefixError: a file is not what it should be, or no detection lies on a person.
     """
+    check_report_packages("posefix analyze")
+    from posefix_jax.report.error_page import error_page
+
     read = [
         place for place in (options.results, options.annotations, options.against, options.images) if place is not None
     ]
@@ -152,8 +155,8 @@ def _side(annotations: Annotations, truth, detections: list[Pose], matched: Matc
         "unmatched_people": len(annotations.people) - len(matched.row),
         "mean_oks": float(matched.oks.mean()),
         "figures": scores.figures,
-        "shares": [share._asdict() for share in shares(matched, skeleton)],
-        "together": {kind: share._asdict() for kind, share in together(matched).items()},
+        "shares": [asdict(share) for share in shares(matched, skeleton)],
+        "together": {kind: asdict(share) for kind, share in together(matched).items()},
         "ap_if": ap_if,
         "ap_gain": {name: ap - scores.figures["AP"] for name, ap in ap_if.items()},
         "calibration": calibration(matched),
@@ -230,7 +233,7 @@ def _drawn(annotations, sides, images, found, chosen, progress) -> Iterator[tupl
             picture = _tiles(images.read(found[person.image_id]), annotations, sides, index)
             yield caption, encode_jpeg(picture, 85)
         except UnreadableImage as error:
-            progress.note = f", {caption}: {error}"
+            progress.note = f"{caption}: {error}"
 
 
 def _tiles(image: np.ndarray, annotations: Annotations, sides: dict[str, _Side], index: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Matched(NamedTuple):
       oks, score: [M] OKS as pycocotools counts it (every labelled joint, whatever its score), and the row's score.
       xy, present: [M, K, 2] and [M, K] bool, the detection; a joint of score 0 or not finite is not present.
       true_xy, labelled, area: [M, K, 2], [M, K] bool and [M] (pixels squared), the person.
-      count: [M] int, labelled joints of the person.
+      num_labelled: [M] int, labelled joints of the person.
       overlap: [M] int, others of the photograph whose box has an IoU of at least `OVERLAP_IOU` with the person's.
       others_xy, others_labelled, others_area: [M, N, K, 2], [M, N, K] and [M, N], the other true people of the
         photograph; nothing is labelled in the padding.
@@ -45,7 +45,7 @@ class Matched(NamedTuple):
     true_xy: np.ndarray
     labelled: np.ndarray
     area: np.ndarray
-    count: np.ndarray
+    num_labelled: np.ndarray
     overlap: np.ndarray
     others_xy: np.ndarray
     others_labelled: np.ndarray
@@ -116,19 +116,19 @@ def match_people(annotations: Annotations, detections: Sequence[Pose], *, min_ok
         overlap[m] = (box_iou(boxes[p], boxes[others]) >= OVERLAP_IOU).sum()
     xy = poses[row, :, :2]
     present = poses[row, :, 2] > 0
-    others = {"others_xy": others_xy, "others_labelled": others_labelled, "others_area": others_area}
-    pair = {"xy": xy, "present": present, "true_xy": true[person, :, :2], "labelled": labelled[person]}
+    neighbors: dict[str, Any] = {"others_xy": others_xy, "others_labelled": others_labelled, "others_area": others_area}
+    pair: dict[str, Any] = {"xy": xy, "present": present, "true_xy": true[person, :, :2], "labelled": labelled[person]}
     pair["area"] = area[person]
     return Matched(
         row=row,
         person=person,
         oks=np.array([match[2] for match in matches], np.float64),
         score=score[row],
-        count=labelled[person].sum(axis=1),
+        num_labelled=labelled[person].sum(axis=1),
         overlap=overlap,
-        kind=classify_joints(**pair, **others, skeleton=skeleton),
+        kind=classify_joints(**pair, **neighbors, skeleton=skeleton),
         **pair,
-        **others,
+        **neighbors,
     )
 
 

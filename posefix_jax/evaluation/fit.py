@@ -78,7 +78,7 @@ def fit_error_model(
       over all people, and notes on what was taken from elsewhere.
     """
     kind = np.concatenate([part.kind for part in parts])
-    count = np.concatenate([part.count for part in parts])
+    count = np.concatenate([part.num_labelled for part in parts])
     overlap = np.concatenate([part.overlap for part in parts])
     groups = np.array(skeleton.groups)
     bins, crowded = PAPER.bin_of(count, overlap)

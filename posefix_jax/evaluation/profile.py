@@ -1,7 +1,7 @@
 """Which errors an estimator makes where, what they cost, and what its scores are worth: figures of matched poses."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +21,8 @@ MEDIUM_AREA, LARGE_AREA = 32**2, 96**2
 """Pixels squared at which COCO's medium and large people begin (pycocotools)."""
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """The share of labelled joints of one `bin` of a division `by` that are of a `kind`; its 95 % interval by `clustered`."""
 
     by: str
@@ -69,7 +70,7 @@ def _divisions(matched: Matched, skeleton: Skeleton):
     """(division, bin, [M, 1] or [1, K] mask)."""
     yield from _divisions_of_joints(skeleton)
     of_person = {
-        "labelled joints": (matched.count, {"<= 5": (0, 5), "6-10": (6, 10), "> 10": (11, np.inf)}),
+        "labelled joints": (matched.num_labelled, {"<= 5": (0, 5), "6-10": (6, 10), "> 10": (11, np.inf)}),
         "overlap": (matched.overlap, {"0": (0, 0), "1-2": (1, 2), ">= 3": (3, np.inf)}),
     }
     for by, (value, bins) in of_person.items():

@@ -303,7 +303,7 @@ class _RefineJob:
             share = waits[bound] / (sum(waits.values()) or 1.0)
             name = {"decode": "decoding", "device": "the network"}[bound]
             pace = self.places.read / max(time.monotonic() - begun, 1e-6)
-            progress.note = f", {pace:.1f} photographs/s, {share:.0%} of wait time: {name}"
+            progress.note = f"{pace:.1f} photographs/s, {share:.0%} of wait time: {name}"
             progress.update(done)
 
         run = self.refiner.engine.run(

@@ -11,7 +11,7 @@ from posefix_jax.files import whole_file
 from posefix_jax.types import ErrorKind, PosefixError
 
 GREEN, RED, WHITE = (60, 200, 80), (235, 70, 60), (255, 255, 255)
-KIND_COLOURS = {
+KIND_COLORS = {
     ErrorKind.GOOD: (60, 200, 80),
     ErrorKind.JITTER: (250, 210, 60),
     ErrorKind.INVERSION: (70, 140, 255),
@@ -26,29 +26,29 @@ def draw_pose(
     image_xy: np.ndarray,
     present: np.ndarray,
     skeleton: Skeleton,
-    colour=GREEN,
+    color=GREEN,
     *,
     kinds: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A copy of an RGB image with limbs and joints; joints in the colour of their error kind if given."""
+    """A copy of an RGB image with limbs and joints; joints in the color of their error kind if given."""
     image = np.ascontiguousarray(image).copy()
     size = max(1, round(min(image.shape[:2]) / 160))
     points = [tuple(int(round(float(v) * 8)) for v in xy) for xy in np.nan_to_num(image_xy)]
     for a, b in skeleton.limbs:
         if present[a] and present[b]:
-            cv2.line(image, points[a], points[b], colour, size, cv2.LINE_AA, shift=3)
+            cv2.line(image, points[a], points[b], color, size, cv2.LINE_AA, shift=3)
     for joint, point in enumerate(points):
         if present[joint]:
-            of_kind = colour if kinds is None else KIND_COLOURS[ErrorKind(int(kinds[joint]))]
+            of_kind = color if kinds is None else KIND_COLORS[ErrorKind(int(kinds[joint]))]
             cv2.circle(image, point, (size + 1) * 8 + 8, of_kind, -1, cv2.LINE_AA, shift=3)
     return image
 
 
 def kind_legend() -> np.ndarray:
-    """Which colour is which error kind; grey is a joint whose kind is not known."""
+    """Which color is which error kind; grey is a joint whose kind is not known."""
     bar = np.full((22, 78 * len(ErrorKind), 3), 255, np.uint8)
     for i, kind in enumerate(ErrorKind):
-        cv2.circle(bar, (10 + i * 78, 11), 5, KIND_COLOURS[kind], -1, cv2.LINE_AA)
+        cv2.circle(bar, (10 + i * 78, 11), 5, KIND_COLORS[kind], -1, cv2.LINE_AA)
         name = "unknown" if kind is ErrorKind.ABSENT else kind.name.lower()
         cv2.putText(bar, name, (19 + i * 78, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (30, 30, 30), 1, cv2.LINE_AA)
     return bar
@@ -84,4 +84,4 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     except cv2.error as error:
         raise PosefixError(f"{path}: expected a name that ends in .png or .jpg") from error
     with whole_file(path) as file:
-        file.write(data)
+        file.write(data.tobytes())

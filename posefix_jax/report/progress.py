@@ -1,51 +1,93 @@
-"""A progress line with rate and time left, on standard error."""
+"""Progress with rate and time left on standard error, by tqdm."""
 
 import sys
-import time
+import threading
+from types import TracebackType
+
+from tqdm import tqdm
+
+SHORT = 2.0
+"""Seconds that a job of unknown length stays silent."""
+
+tqdm.monitor_interval = 0  # no watching thread: every update looks at the clock
+tqdm.set_lock(threading.RLock())  # tqdm's own lock is one between processes, of which there is only one here
+
+
+class _Lines:
+    """A file for tqdm where standard error is no terminal: whole lines, nothing that is written over."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip("\r\n "), file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
 
 
 class Progress:
-    """Counts up to `total` (None: not known); on a terminal one line that overwrites itself, else one now and then."""
+    """Counts, with rate and time left: a bar on a terminal, elsewhere a line every 15 seconds and one at the end.
 
-    def __init__(self, name: str, total: int | None, *, unit: str, done: int = 0):
-        self.name, self.total, self.unit, self.start_at, self.done = name, total, unit, done, done
-        self.note = ""
-        self._tty = sys.stderr.isatty()
-        self._every = 0.2 if self._tty else 15.0
-        self._started = self._printed = time.monotonic()
+    A job of unknown length stays silent for two seconds. Where standard error is no terminal, a job that fails prints
+    no line beside its error.
+
+    Args:
+      name: one word that begins the line.
+      total: how many there are to count; None if unknown.
+      unit: plural noun of what is counted.
+    """
+
+    def __init__(self, name: str, total: int | None, *, unit: str) -> None:
+        self._terminal, self._known = sys.stderr.isatty(), total is not None
+        count = "{desc}: {n_fmt}/{total_fmt}" if self._known else "{desc}: {n_fmt}"
+        if self._known and self._terminal:
+            count = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}"
+        self._finished = f"{count} {unit}, {{rate_noinv_fmt}}{{postfix}}"
+        running = f"{count} {unit}, {{rate_noinv_fmt}}, {{remaining}} left{{postfix}}"
+        self._bar = tqdm(
+            desc=name,
+            total=total,
+            unit="",
+            file=sys.stderr if self._terminal else _Lines(),
+            leave=self._terminal,
+            mininterval=0.2 if self._terminal else 15.0,
+            miniters=1,
+            smoothing=0,
+            dynamic_ncols=self._terminal,
+            delay=0.0 if self._known and self._terminal else SHORT,
+            bar_format=running if self._known else self._finished,
+        )
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *failed) -> None:
-        # What is not known to be long says nothing unless it was.
-        if not failed[0] and (self.total is not None or time.monotonic() - self._started > 2):
-            self._print()
-        if self._tty:
-            print(file=sys.stderr)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self._bar.bar_format = self._finished
+            if not self._terminal and (self._known or self._bar.format_dict["elapsed"] > SHORT):
+                self._bar.refresh()
+        self._bar.close()
+
+    @property
+    def done(self) -> int:
+        """How many are done."""
+        return int(self._bar.n)
+
+    @property
+    def note(self) -> str:
+        """Ends the line, after a comma."""
+        return str(self._bar.postfix or "")
+
+    @note.setter
+    def note(self, text: str) -> None:
+        self._bar.set_postfix_str(text, refresh=False)
 
     def skip(self, count: int) -> None:
-        """So many were done before: they count, but not for the rate."""
-        self.start_at += count
+        """Says that so many of what is counted were done before; they do not count towards the rate."""
+        self._bar.initial += count
 
     def update(self, done: int) -> None:
-        self.done = done
-        if time.monotonic() - self._printed >= self._every:
-            self._print()
-
-    def _print(self) -> None:
-        self._printed = time.monotonic()
-        seconds = max(self._printed - self._started, 1e-6)
-        rate = (self.done - self.start_at) / seconds
-        known = self.total is not None
-        left = (
-            f", {format_seconds((self.total - self.done) / rate)} left"
-            if known and rate and self.done < self.total
-            else ""
-        )
-        count = f"{self.done}/{self.total}" if known else f"{self.done}"
-        line = f"{self.name}: {count} {self.unit}, {rate:.1f}/s{left}{self.note}"
-        print(f"\r\033[K{line}" if self._tty else line, end="" if self._tty else "\n", file=sys.stderr, flush=True)
+        """Says how many are done now, those skipped included."""
+        self._bar.update(done - self._bar.n)
 
 
 def format_seconds(seconds: float) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from posefix_jax.core.models import DecodeConfig
 from posefix_jax.data.pipeline import People
 from posefix_jax.files import claim, read_json, whole_file, write_json
-from posefix_jax.report.plots import bars
+from posefix_jax.report import check_report_packages
 from posefix_jax.report.progress import format_seconds
 from posefix_jax.runtime.checkpoints import load_refiner
 from posefix_jax.runtime.devices import keep_compiled
@@ -89,6 +89,7 @@ def study(options: StudyOptions) -> bool:
     Raises:
       PosefixError: the study file is not one, or a config of it does not fit its data.
     """
+    check_report_packages("posefix study")
     keep_compiled()
     of = function_in_file(options.study, "study")()
     if not isinstance(of, Study):
@@ -205,6 +206,8 @@ def _scores(config: Config, of: Study) -> dict:
 
 def _write(of: Study, options: StudyOptions, runs) -> str:
     """Writes table.md, scores.csv and plot.svg of the runs that are done; returns the table."""
+    from posefix_jax.report.plots import bars
+
     found: dict[str, dict[int, dict]] = {}
     for seed, name in runs:
         scores = _done(of, options, seed, name)
@@ -229,7 +232,7 @@ def _write(of: Study, options: StudyOptions, runs) -> str:
         title="Gain in AP: mean of the seeds, from the lowest to the highest",
         y_label="gain in AP",
         intervals={name: [(min(values), max(values)) for values in row] for name, row in gains.items()},
-    ).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    )
     for file_name, content in (("table.md", f"{table}\n"), ("scores.csv", text.getvalue()), ("plot.svg", plot)):
         with whole_file(options.out / file_name) as file:
             file.write(content.encode())

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -76,7 +76,8 @@ def import_backbone(path: Path, out: Path) -> str:
 def save_backbone(out: Path, backbone: str, source: Path, arrays: Arrays, left: list[str]) -> str:
     """Writes what `load_backbone` reads; keys are `params/...` and `batch_stats/...`, `left` what was not taken."""
     with whole_file(out) as file:
-        np.savez(file, **arrays, backbone=np.asarray(json.dumps({"backbone": backbone, "source": source.name})))
+        about = np.asarray(json.dumps({"backbone": backbone, "source": source.name}))
+        np.savez(file, **cast(dict[str, Any], arrays | {"backbone": about}))
     total = sum(array.size for key, array in arrays.items() if key.startswith("params/"))
     return f"{backbone}, {total / 1e6:.1f} M weights, to {out}; train with --init {out}" + (
         f"\nnot of the network, left out: {', '.join(left)}" if left else ""

@@ -147,7 +147,7 @@ def test_order_of_rows_people_and_joints_does_not_matter():
     shuffled = match_people(Annotations(Path(), annotations.images, people, (), COCO, {}), rows)
     back = np.argsort(order[shuffled.person])
     np.testing.assert_array_equal(order[shuffled.person][back], plain.person)
-    for name in ("row", "kind", "oks", "overlap", "count"):
+    for name in ("row", "kind", "oks", "overlap", "num_labelled"):
         np.testing.assert_array_equal(getattr(shuffled, name)[back], getattr(plain, name), err_msg=name)
 
     order = rng.permutation(17)
@@ -168,7 +168,7 @@ def test_matching_is_by_score_and_crowds_are_nobody():
     matched = match_people(annotations, [row(0, 0.2), row(4, 0.9), row(2000, 1.0), row(5, 0.1)])
     # The second takes the first person for its score; the first, though exact, is left the one beside; nobody for others.
     assert list(zip(matched.person, matched.row, strict=True)) == [(0, 1), (1, 0)]
-    assert matched.overlap.tolist() == [1, 1] and matched.count.tolist() == [17, 17]
+    assert matched.overlap.tolist() == [1, 1] and matched.num_labelled.tolist() == [17, 17]
     left_out = row(0, 0.5)
     left_out.joints[NOSE] = 0
     matched = match_people(annotations, [left_out])
