@@ -149,11 +149,10 @@ def rates(options) -> dict:
     import cv2
 
     from posefix_jax.core.skeleton import COCO
-    from posefix_jax.data.compose import TARGETS
-    from posefix_jax.data.formats import open_document
+    from posefix_jax.data.formats import WRITABLE, Edit
     from posefix_jax.data.images import decode_image
+    from posefix_jax.data.pose_files import find_files, open_pose_file
     from posefix_jax.refining.convert import ConvertOptions, convert
-    from posefix_jax.refining.file_job import find_files
 
     rows = json.loads(options.detections.read_text())
     rows = sorted((rows * (20000 // len(rows) + 1))[:20000], key=lambda row: row["image_id"])
@@ -178,8 +177,8 @@ def rates(options) -> dict:
             "read_rows_per_s": round(len(rows) / load),
             "write_rows_per_s": round(len(rows) / dump),
         }
-        for name in TARGETS:
-            out = Path(folder, f"{name}.json" if not TARGETS[name].suffix else name)
+        for name in WRITABLE:
+            out = Path(folder, f"{name}.json" if not WRITABLE[name].suffix else name)
             begun = time.perf_counter()
             terminal, sys.stderr = sys.stderr, io.StringIO()
             try:
@@ -190,7 +189,7 @@ def rates(options) -> dict:
 
             def read(out=out):
                 for path, _ in find_files([str(out)], Path(folder, "none")):
-                    for element in open_document(path, skeleton=None, preferred=COCO).elements():
+                    for element in open_pose_file(path, skeleton=None, preferred=COCO).elements():
                         assert element is not None
 
             seconds = best(read)
@@ -199,13 +198,13 @@ def rates(options) -> dict:
                 "read_rows_per_s": round(len(rows) / seconds),
                 "convert_rows_per_s": round(len(rows) / whole),
             }
-        document = open_document(str(source), skeleton=None, preferred=COCO)
+        document = open_pose_file(str(source), skeleton=None, preferred=COCO)
         elements = list(document.elements())[:4000]
-        changed = np.arange(17) < 12
+        changed = (np.arange(17) < 12)[:, None] * 0.125
 
         def render():
             for element in elements:
-                document.render(element, {0: (element.poses[0].joints + 0.125, changed)}, {})
+                document.format.edited(document, Edit(element, {0: element.poses[0].joints + changed}))
 
         each = best(render) / len(elements)
         figures["coco_with_12_joints_changed"] = {

@@ -45,8 +45,8 @@ def refinement() -> dict:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (480, 640, 3), np.uint8)
     poses = np.concatenate([rng.uniform(100, 400, (64, 17, 2)), np.ones((64, 17, 1))], axis=2)
-    crops = [refiner.crop(image, pose) for pose in poses[:16]]
-    bare = min(seconds(lambda: refiner.start(crops)[1], repeats=3)) / 16
+    crops = [refiner.engine.crop(image, pose) for pose in poses[:16]]
+    bare = min(seconds(lambda: refiner.engine.send(crops)[1], repeats=3)) / 16
     begun = time.perf_counter()
     for _ in refiner.stream(((i, pose) for i, pose in enumerate(poses)), lambda name: image):
         pass

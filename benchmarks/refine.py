@@ -14,8 +14,9 @@ import numpy as np
 from measure import seconds, write_result
 
 from posefix_jax.cli import use_huge_pages
+from posefix_jax.refining.engine import Crop
 from posefix_jax.refining.refine_files import RefineOptions, refine_rows
-from posefix_jax.refining.refiner import Crop, Refiner
+from posefix_jax.refining.refiner import Refiner
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(rounds):
-            bare.append(np.mean(seconds(lambda: refiner.start([crop] * size)[1], repeats=8)) / size)
+            bare.append(np.mean(seconds(lambda: refiner.engine.send([crop] * size)[1], repeats=8)) / size)
             options = RefineOptions(detections=(str(detections),), images=str(images), out=Path(folder) / f"{i}.json")
             start = time.perf_counter()
             report = refine_rows(refiner, options)

@@ -1,55 +1,219 @@
-"""The `posefix` command. Imports a job, and all it needs, only when that job is asked for."""
+"""The `posefix` command: a table of jobs. A job's module, and all it needs, is imported only when it is asked for."""
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 
 from posefix_jax.types import PosefixError, nearest_names
 
-_JOBS = {
-    "refine": "make the poses of any estimator's files better",
-    "estimate": "find poses in the boxes of people, without input poses",
-    "merge": "put the shards of a divided refine together",
-    "convert": "write files of poses in another format",
-    "evaluate": "score a results file, or two against each other",
-    "analyse": "find which errors a results file has and what they cost; `analyse fit` writes them as an error model",
-    "study": "train a grid of configs and seeds, and compare them",
-    "synthesise": "draw spoiled poses and show them",
-    "prepare": "turn annotations and photographs into training shards",
-    "train": "train a refiner from a config",
-    "import": "read the authors' weights, or ImageNet weights of a backbone",
-    "export": "write a refiner as a program that jax alone runs",
-    "ship": "write a trained refiner as a small checkpoint of its own",
-    "demo": "refine a few people in sample photographs and show it",
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the command.
+
+    Attributes:
+      summary: a line for `posefix --help`.
+      run: the function that runs it, as "module:function"; it takes the options.
+      show: what its result and options give: lines to print, or an exit code.
+      options: its dataclass of options, as "module:class".
+      positional: the option that an argument without a name is.
+      network: whether it runs a network on this machine.
+      parse: turns the remaining arguments into (options, name of the job) where a dataclass alone does not do.
+    """
+
+    summary: str
+    run: str
+    options: str = ""
+    positional: str = ""
+    network: bool = False
+    show: Callable = lambda result, options: result
+    parse: Callable[[list[str]], object] | None = None
+
+
+def _load(place: str):
+    module, name = place.split(":")
+    return getattr(import_module(f"posefix_jax.{module}"), name)
+
+
+def _parse(options, rest: list[str], job: str, positional: str = "", **more):
+    import tyro
+
+    if positional and rest and not rest[0].startswith("-"):
+        rest = [f"--{positional}", *rest]
+    return tyro.cli(options, args=rest, prog=f"posefix {job}", **more)
+
+
+def _train(rest: list[str]):
+    config, load_preset = (_load(f"training.config:{name}") for name in ("Config", "load_preset"))
+    if not rest or rest[0].startswith("-"):
+        if rest and rest[0] in ("-h", "--help"):
+            _parse(config, rest, "train CONFIG.py", default=config())
+        raise PosefixError("train needs a config file first: posefix train configs/NAME.py [--field value ...]")
+    return _parse(config, rest[1:], f"train {rest[0]}", default=load_preset(rest[0]))
+
+
+def _import(rest: list[str]):
+    sources = _load("weights.import_weights:SOURCES")
+    usage = f"posefix import {'|'.join(sources)} FILE --out ... (--help after a source lists its options)"
+    if rest and rest[0] in ("-h", "--help"):
+        print(usage)
+        raise SystemExit(0)
+    if not rest or rest[0] not in sources:
+        known = f"unknown source {rest[0]!r}: {nearest_names(rest[0], sources)}; " if rest else ""
+        raise PosefixError(f"{known}usage: {usage}")
+    return _parse(sources[rest[0]], rest[1:], f"import {rest[0]}", "weights")
+
+
+def _summary(result, options) -> str:
+    return _load("refining.refine_files:summary_of")(result, options.out)
+
+
+JOBS = {
+    "refine": Job(
+        "improve the poses in files of any estimator",
+        run="refining.refine_files:refine",
+        options="refining.refine_files:RefineOptions",
+        positional="detections",
+        network=True,
+        show=_summary,
+    ),
+    "estimate": Job(
+        "find poses in the boxes of people, without input poses",
+        run="refining.estimate:estimate",
+        options="refining.estimate:EstimateOptions",
+        positional="boxes",
+        network=True,
+        show=_summary,
+    ),
+    "merge": Job(
+        "combine the shards of a divided refine",
+        run="refining.refine_files:merge_shards",
+        options="refining.refine_files:MergeOptions",
+        positional="out",
+        show=_summary,
+    ),
+    "convert": Job(
+        "write files of poses in another format",
+        run="refining.convert:convert",
+        options="refining.convert:ConvertOptions",
+        positional="detections",
+        show=lambda report, options: f"{report['rows']} poses ({report['format']}): {options.out}",
+    ),
+    "evaluate": Job(
+        "score a file of poses, or two against each other",
+        run="evaluation.evaluate:evaluate",
+        options="evaluation.evaluate:EvaluateOptions",
+        positional="results",
+        show=lambda report, _: _load("evaluation.evaluate:table_of")(report),
+    ),
+    "analyze": Job(
+        "show which errors a file of poses has and what they cost; `analyze fit` writes them as an error model",
+        run="evaluation.analyze:analyze",
+        options="evaluation.analyze:AnalyzeOptions",
+        positional="results",
+        show=lambda report, options: _load("evaluation.analyze:table_of")(report, options.out),
+    ),
+    "analyze fit": Job(
+        "measure an estimator's errors, and write them as an error model",
+        run="evaluation.fit:fit",
+        options="evaluation.fit:FitOptions",
+        positional="detections",
+    ),
+    "study": Job(
+        "train a grid of configs and seeds, and compare them",
+        run="training.study:study",
+        options="training.study:StudyOptions",
+        positional="study",
+        network=True,
+        show=lambda complete, _: 0 if complete else 130,
+    ),
+    "synthesize": Job(
+        "draw poses with synthetic errors and show them",
+        run="training.synthesize:synthesize",
+        options="training.synthesize:SynthesizeOptions",
+    ),
+    "prepare": Job(
+        "turn annotations and photographs into training shards",
+        run="data.prepare:prepare",
+        options="data.prepare:PrepareOptions",
+        show=lambda manifests, _: _load("data.prepare:summary_of")(manifests),
+    ),
+    "train": Job(
+        "train a refiner from a config",
+        run="training.train:train",
+        network=True,
+        show=lambda result, _: 0 if result[1] else 130,
+        parse=_train,
+    ),
+    "import": Job(
+        "read the authors' weights, or ImageNet weights of a backbone",
+        run="weights.import_weights:import_weights",
+        parse=_import,
+    ),
+    "export": Job(
+        "write a refiner as a program that jax alone runs",
+        run="refining.export:export",
+        options="refining.export:ExportOptions",
+        network=True,
+    ),
+    "package": Job(
+        "write a trained refiner as a small checkpoint of its own",
+        run="training.package:package",
+        options="training.package:PackageOptions",
+        network=True,
+    ),
+    "demo": Job(
+        "refine a few people in sample photographs and show it",
+        run="refining.demo:demo",
+        options="refining.demo:DemoOptions",
+        network=True,
+    ),
 }
 
-_HELP = f"""posefix: refine human poses (PoseFix, in JAX)
+ALIASES = {"analyse": "analyze", "synthesise": "synthesize", "ship": "package"}
+"""Other names of jobs."""
 
-usage: posefix JOB [options]
+_RESUMABLE = ("refine", "estimate", "convert")
 
-{chr(10).join(f"  {name:9s} {what}" for name, what in _JOBS.items())}
 
-posefix JOB --help lists the options of a job."""
+def help_text() -> str:
+    """What `posefix --help` prints."""
+    listed = "\n".join(f"  {name:10s} {job.summary}" for name, job in JOBS.items() if " " not in name)
+    return (
+        "posefix: refine human poses (PoseFix, in JAX)\n\nusage: posefix JOB [options]\n\n"
+        f"{listed}\n\nposefix JOB --help lists the options of a job."
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, or 2 for a mistake of the user's."""
+    """Runs the command; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     own_process = arguments is None
     arguments = sys.argv[1:] if own_process else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_HELP)
+        print(help_text())
         return 0
     if arguments[0] == "--version":
-        from importlib.metadata import version
+        from posefix_jax import __version__
 
-        print(version("posefix-jax"))
+        print(__version__)
         return 0
-    job, rest = arguments[0], arguments[1:]
+    name, rest = ALIASES.get(arguments[0], arguments[0]), arguments[1:]
+    if rest and f"{name} {rest[0]}" in JOBS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     try:
-        if job not in _JOBS:
-            raise PosefixError(f"unknown job {job!r}: {nearest_names(job, _JOBS)}")
-        if own_process:
+        if name not in JOBS:
+            raise PosefixError(f"unknown job {name!r}: {nearest_names(name, [*JOBS, *ALIASES])}")
+        job = JOBS[name]
+        if own_process and job.network:
             use_huge_pages()
-        return globals()[f"_{job}"](rest)
+        options = job.parse(rest) if job.parse else _parse(_load(job.options), rest, name, job.positional)
+        result = job.show(_load(job.run)(options), options)
+        if isinstance(result, int):
+            return result
+        print(result)
+        return 0
     except PosefixError as error:
         print(f"posefix: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -58,175 +222,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"posefix: {place}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"posefix: interrupted{'; the same command goes on' if job in ('refine', 'convert') else ''}",
-            file=sys.stderr,
-        )
+        print(f"posefix: interrupted{'; the same command resumes' if name in _RESUMABLE else ''}", file=sys.stderr)
         return 130
 
 
 def use_huge_pages() -> None:
-    """Starts this process anew with glibc's huge pages, a setting that is read only then. Nothing where one is given.
+    """Starts this process anew with glibc's huge pages, a setting that is read only at the start. Nothing if one is set.
 
-    XLA:CPU asks for its memory afresh at every call; by small pages that takes a good part of it (docs/scaling.md).
+    XLA:CPU allocates its memory afresh at every call; with small pages that takes a good part of the call
+    (docs/scaling.md).
     """
     if sys.platform == "linux" and sys.executable and "GLIBC_TUNABLES" not in os.environ:
         environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-
-
-def _parse(options, rest: list[str], job: str, **more):
-    import tyro
-
-    return tyro.cli(options, args=rest, prog=f"posefix {job}", **more)
-
-
-def _refine(rest: list[str]) -> int:
-    from posefix_jax.refining.refine_files import RefineOptions, refine, summary_of
-
-    if rest and not rest[0].startswith("-"):
-        rest = ["--detections", *rest]
-    options = _parse(RefineOptions, rest, "refine")
-    print(summary_of(refine(options), options.out))
-    return 0
-
-
-def _estimate(rest: list[str]) -> int:
-    from posefix_jax.refining.estimate import EstimateOptions, estimate
-    from posefix_jax.refining.refine_files import summary_of
-
-    if rest and not rest[0].startswith("-"):
-        rest = ["--boxes", *rest]
-    options = _parse(EstimateOptions, rest, "estimate")
-    print(summary_of(estimate(options), options.out))
-    return 0
-
-
-def _merge(rest: list[str]) -> int:
-    from pathlib import Path
-
-    from posefix_jax.refining.refine_files import summary_of
-    from posefix_jax.refining.resumable_output import merge
-
-    if len(rest) != 1 or rest[0].startswith("-"):
-        print("usage: posefix merge OUT, the --out of the posefix refine --shard runs")
-        return 0 if rest in (["-h"], ["--help"]) else 2
-    print(summary_of(merge(Path(rest[0])), Path(rest[0])))
-    return 0
-
-
-def _convert(rest: list[str]) -> int:
-    from posefix_jax.refining.convert import ConvertOptions, convert
-
-    if rest and not rest[0].startswith("-"):
-        rest = ["--detections", *rest]
-    options = _parse(ConvertOptions, rest, "convert")
-    report = convert(options)
-    print(f"{report['rows']} poses ({report['format']}): {options.out}")
-    return 0
-
-
-def _evaluate(rest: list[str]) -> int:
-    from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of
-
-    if rest and not rest[0].startswith("-"):
-        rest = ["--results", *rest]
-    print(table_of(evaluate(_parse(EvaluateOptions, rest, "evaluate"))))
-    return 0
-
-
-def _analyse(rest: list[str]) -> int:
-    if rest and rest[0] == "fit":
-        from posefix_jax.evaluation.fit import FitOptions, fit
-
-        rest = rest[1:]
-        if rest and not rest[0].startswith("-"):
-            rest = ["--detections", *rest]
-        print(fit(_parse(FitOptions, rest, "analyse fit")))
-        return 0
-    from posefix_jax.evaluation.analyze import AnalyseOptions, analyse, table_of
-
-    if rest and not rest[0].startswith("-"):
-        rest = ["--results", *rest]
-    options = _parse(AnalyseOptions, rest, "analyse")
-    print(table_of(analyse(options), options.out))
-    return 0
-
-
-def _prepare(rest: list[str]) -> int:
-    from posefix_jax.data.prepare import PrepareOptions, prepare, summary_of
-
-    options = _parse(PrepareOptions, rest, "prepare")
-    print(summary_of(prepare(options)))
-    return 0
-
-
-def _train(rest: list[str]) -> int:
-    from posefix_jax.training.config import Config, load_preset
-
-    if not rest or rest[0].startswith("-"):
-        if rest and rest[0] in ("-h", "--help"):
-            _parse(Config, rest, "train CONFIG.py", default=Config())
-        raise PosefixError("train needs a config file first: posefix train configs/NAME.py [--field value ...]")
-    config = _parse(Config, rest[1:], f"train {rest[0]}", default=load_preset(rest[0]))
-
-    from posefix_jax.training.train import train
-
-    _, complete = train(config)
-    return 0 if complete else 130
-
-
-def _study(rest: list[str]) -> int:
-    from posefix_jax.training.study import StudyOptions, study
-
-    if rest and not rest[0].startswith("-"):
-        rest = ["--study", *rest]
-    return 0 if study(_parse(StudyOptions, rest, "study")) else 130
-
-
-def _synthesise(rest: list[str]) -> int:
-    from posefix_jax.training.synthesize import SynthesiseOptions, synthesise
-
-    print(synthesise(_parse(SynthesiseOptions, rest, "synthesise")))
-    return 0
-
-
-def _ship(rest: list[str]) -> int:
-    from posefix_jax.training.package import ShipOptions, ship
-
-    print(ship(_parse(ShipOptions, rest, "ship")))
-    return 0
-
-
-def _export(rest: list[str]) -> int:
-    from posefix_jax.refining.export import ExportOptions, export
-
-    print(export(_parse(ExportOptions, rest, "export")))
-    return 0
-
-
-def _import(rest: list[str]) -> int:
-    from posefix_jax.weights.import_weights import SOURCES, import_weights
-
-    usage = f"posefix import {'|'.join(SOURCES)} FILE --out ... (--help after a source lists its options)"
-    if rest and rest[0] in ("-h", "--help"):
-        print(usage)
-        return 0
-    if not rest or rest[0] not in SOURCES:
-        known = f"unknown source {rest[0]!r}: {nearest_names(rest[0], SOURCES)}; " if rest else ""
-        raise PosefixError(f"{known}usage: {usage}")
-    source, *rest = rest
-    if rest and not rest[0].startswith("-"):
-        rest = ["--weights", *rest]
-    print(import_weights(_parse(SOURCES[source], rest, f"import {source}")))
-    return 0
-
-
-def _demo(rest: list[str]) -> int:
-    from posefix_jax.refining.demo import DemoOptions, demo
-
-    print(demo(_parse(DemoOptions, rest, "demo")))
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import detections_of, make_people
 
-from posefix_jax.cli import _JOBS, main
+from posefix_jax.cli import JOBS, main
 from posefix_jax.data.prepare import PrepareOptions, prepare
 from posefix_jax.refining.refiner import shipped_path
 
@@ -79,7 +79,7 @@ def test_documented_commands_run(page, place, tmp_path, monkeypatch, capsys):
 def test_every_job_is_documented_and_run():
     """What no page shows with its options runs in the tests below, or in test_demo."""
     shown = {words[0] for page in PAGES for words in commands_of(page)}
-    assert shown | {"merge", "convert", "export", "demo"} == set(_JOBS)
+    assert shown | {"merge", "convert", "export", "demo"} == {name.split()[0] for name in JOBS}
 
 
 def test_shards_of_the_shipped_refiner_and_other_formats(place, monkeypatch, tmp_path):

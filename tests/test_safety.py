@@ -18,9 +18,9 @@ from fsspec.implementations.memory import MemoryFile
 
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.core.skeleton import COCO
-from posefix_jax.data.formats import open_document
+from posefix_jax.data.pose_files import open_pose_file
 from posefix_jax.data.prepare import PrepareOptions, prepare
-from posefix_jax.evaluation.analyze import AnalyseOptions, analyse
+from posefix_jax.evaluation.analyze import AnalyzeOptions, analyze
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.fit import FitOptions, fit
 from posefix_jax.files import MARK, check_apart, claim, discard, inside, mark_of, whole_file
@@ -339,13 +339,13 @@ def test_other_folders_of_the_users_stay(people, tmp_path):
     for name in ("report", "demo"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.html").write_text("mine")
-    page = AnalyseOptions(tmp_path / "d.json", truth, out=tmp_path / "report", samples=5)
-    refused(lambda: analyse(page), "report exists and was not made by posefix analyse", tmp_path)
+    page = AnalyzeOptions(tmp_path / "d.json", truth, out=tmp_path / "report", samples=5)
+    refused(lambda: analyze(page), "report exists and was not made by posefix analyze", tmp_path)
     refused(lambda: demo(DemoOptions(out=tmp_path / "demo")), "demo exists and was not made by posefix demo", tmp_path)
     (tmp_path / "report" / "index.html").unlink()
-    analyse(page)
+    analyze(page)
     (tmp_path / "report" / "notes.txt").write_text("mine")
-    analyse(page)
+    analyze(page)
     assert (tmp_path / "report" / "notes.txt").read_text() == "mine"
 
 
@@ -428,7 +428,7 @@ def test_a_row_that_could_be_half_rewritten_is_refused(content, message, identit
 
 def test_evaluate_refuses_nested_keypoints(people, tmp_path):
     (tmp_path / "d.json").write_text(json.dumps([_row(keypoints=[[9]] * 51)]))
-    with pytest.raises(PosefixError, match="row 0: a keypoint value is no number"):
+    with pytest.raises(PosefixError, match="row 0: keypoints: expected a flat list of numbers"):
         evaluate(EvaluateOptions(tmp_path / "d.json", people[0]))
 
 
@@ -442,7 +442,7 @@ def test_a_joint_that_ultralytics_dropped_is_missing(identity, tmp_path):
     (tmp_path / "in" / "a.txt").write_text(f"0 0.6 0.6 0.2 0.4 {words}\n")
     (pose,) = [
         p
-        for e in open_document(str(tmp_path / "in" / "a.txt"), skeleton=None, preferred=COCO).elements()
+        for e in open_pose_file(str(tmp_path / "in" / "a.txt"), skeleton=None, preferred=COCO).elements()
         for p in e.poses
     ]
     assert np.flatnonzero(pose.joints[:, 2] == 0).tolist() == [3, 9]

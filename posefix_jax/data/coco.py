@@ -1,4 +1,4 @@
-"""The COCO formats: keypoint annotations in, keypoint results in and out."""
+"""COCO's keypoint annotation files: the true people, their boxes, and what is known of the photographs."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from posefix_jax.core.skeleton import (
     comparable_names,
     skeleton_from_category,
 )
+from posefix_jax.data.formats.base import triples
 from posefix_jax.files import read_json
 from posefix_jax.types import PosefixError
 
@@ -38,7 +39,13 @@ class Person:
 
     @property
     def labelled(self) -> np.ndarray:
+        """[K] which joints are labelled."""
         return self.joints[:, 2] > 0
+
+    @property
+    def ignored(self) -> bool:
+        """Whether it is no truth, but nothing to count against anybody either: a crowd, or nobody who is labelled."""
+        return self.crowd or not self.labelled.any()
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,13 @@ class Annotations:
     skipped: dict
 
     @property
+    def everybody(self) -> tuple[Person, ...]:
+        """`people`, then `ignored`."""
+        return self.people + self.ignored
+
+    @property
     def file_names(self) -> dict:
+        """File names by image id."""
         return {i: str(image["file_name"]) for i, image in self.images.items() if "file_name" in image}
 
 
@@ -122,25 +135,8 @@ def _images(content: dict, path: Path) -> dict:
         raise PosefixError(f"{path}: an entry of images has no id") from error
 
 
-def read_file_names(path: Path) -> tuple[dict, tuple[str, ...] | None]:
-    """File names by image id, of any COCO file with `images`, and the joint names of its category if it has one.
-
-    Raises:
-      PosefixError: no such file, or no images in it.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise PosefixError(f"{path}: no list of images in it; expected a COCO annotation file")
-    names = {i: str(image["file_name"]) for i, image in _images(content, path).items() if "file_name" in image}
-    categories = content.get("categories")
-    joints = [c["keypoints"] for c in categories or () if isinstance(c, dict) and c.get("keypoints")]
-    return names, tuple(joints[0]) if joints else None
-
-
 def _person(entry: dict, row: int, skeleton: Skeleton, where: str) -> Person:
-    joints = (
-        joints_of(entry, skeleton.num_joints, where) if "keypoints" in entry else np.zeros((skeleton.num_joints, 3))
-    )
+    joints = _joints(entry, skeleton.num_joints, where) if "keypoints" in entry else np.zeros((skeleton.num_joints, 3))
     if not np.isfinite(joints).all():
         raise PosefixError(f"{where}: a keypoint value is not finite")
     box = entry.get("bbox")
@@ -185,63 +181,21 @@ def _whole_body(entry: dict, where: str) -> list:
     return joined
 
 
-def joints_of(entry: dict, num_joints: int, where: str) -> np.ndarray:
+def _joints(entry: dict, num_joints: int, where: str) -> np.ndarray:
     """[K, 3] float64 of an entry's `keypoints`. Raises PosefixError naming `where` on a wrong count or value."""
     values = entry.get("keypoints")
     if num_joints == WHOLEBODY.num_joints and isinstance(values, list) and len(values) != 3 * num_joints:
         values = _whole_body(entry, where)
-    if not isinstance(values, list):
-        raise PosefixError(f"{where} has no list of keypoints")
-    if len(values) != 3 * num_joints:
+    try:
+        joints = triples(values)
+    except (ValueError, OverflowError) as error:
+        raise PosefixError(f"{where}: {error}") from error
+    if len(joints) != num_joints:
         raise PosefixError(
             f"{where} has {len(values)} keypoint values, expected {3 * num_joints} (x, y, v of {num_joints} joints); "
             "the file's skeleton is another"
         )
-    if not all(value is None or isinstance(value, int | float) for value in values):
-        raise PosefixError(f"{where}: a keypoint value is no number; expected a flat list of x, y, v of every joint")
-    try:
-        return np.asarray(values, np.float64).reshape(num_joints, 3)
-    except OverflowError as error:
-        raise PosefixError(f"{where}: a keypoint value is larger than a double holds") from error
-
-
-def finite_joints(joints: np.ndarray) -> np.ndarray:
-    """[..., 3] joints; one with a value that is not finite becomes (0, 0, 0), which is left out and similar to nothing.
-
-    pycocotools would take it for a perfect one.
-    """
-    return np.where(np.isfinite(joints).all(axis=-1, keepdims=True), joints, 0.0)
-
-
-def read_results(path: Path, skeleton: Skeleton, *, annotated: bool = False) -> list[dict]:
-    """The rows of a COCO keypoint results file, untouched; each checked to be one of `skeleton`.
-
-    With `annotated` also those of an object that lists them as its `annotations` (PoseTrack 2018's form of results).
-    Values that are not finite are left to the caller, who knows what to do with such a row.
-
-    Raises:
-      PosefixError: not such a file, empty, or a row does not fit; says which.
-    """
-    content = read_json(path)
-    if annotated and isinstance(content, dict):
-        content = content.get("annotations", content)
-    if isinstance(content, dict):
-        raise PosefixError(
-            f"{path}: an object{', as an annotation file is' if 'annotations' in content else ''}; expected a results "
-            "file, a list of rows with image_id, category_id, keypoints, score"
-        )
-    if not isinstance(content, list):
-        raise PosefixError(f"{path}: expected a list of result rows, found {type(content).__name__}")
-    if not content:
-        raise PosefixError(f"{path}: an empty list, no poses to work on")
-    for row, entry in enumerate(content):
-        where = f"{path}: row {row}"
-        if not isinstance(entry, dict):
-            raise PosefixError(f"{where} is {type(entry).__name__}, expected an object")
-        if not isinstance(entry.get("image_id"), int | str):
-            raise PosefixError(f"{where} has no image_id")
-        joints_of(entry, skeleton.num_joints, where)
-    return content
+    return joints
 
 
 OVERLAP_IOU = 0.1

@@ -43,28 +43,19 @@ def open_binary(path: str):
         raise PosefixError(f"{path}: {error}") from error
 
 
-class Images:
-    """The photographs of a place, found by what rows call them, read from several threads.
-
-    Nothing outside the place is ever opened: names are looked up among those that it lists.
+class PhotographNames:
+    """Finds photographs among the paths of a place by what rows call them.
 
     Args:
-      place: a folder (looked through to its depths), `.zip`, `.tar`, a pattern of them (`shards/*.tar`), a video
-        (frame index as image id), a local path or any URL that fsspec opens.
-      names: file names by image id, as an annotation file gives them; for ids that it lacks, and without it, names
-        are matched with the id itself.
-
-    Raises:
-      PosefixError: there is no such place.
+      paths: the photographs' paths, with `/` between folders.
+      place: where they are, for messages.
     """
 
-    def __init__(self, place: str | Path, names: Mapping | None = None):
-        self.place, self._names = str(place), names
-        self._video = _Video(self.place) if self.place.lower().endswith(VIDEOS) else None
-        self._read: dict[str, Callable[[], bytes]] = {} if self._video else dict(_listed(self.place))
+    def __init__(self, paths: Iterable[str], place: str = "photographs"):
+        self._paths, self._place = set(paths), place
         self._by_name, self._by_stem = defaultdict(list), defaultdict(list)
         by_number, by_last_number = defaultdict(list), defaultdict(list)
-        for path in sorted(self._read, key=lambda path: (path.count("/"), path)):
+        for path in sorted(self._paths, key=lambda path: (path.count("/"), path)):
             name = PurePosixPath(path)
             self._by_name[name.name].append(path)
             self._by_stem[name.stem].append(path)
@@ -75,12 +66,67 @@ class Images:
                 by_last_number[int(digits[-1])].append(path)
         self._by_number = by_number or by_last_number
 
-    def find(self, image: int | str) -> str | int | None:
-        """What `read` takes for the photograph that a row calls so; None if it is not here.
+    def find(self, image: int | str) -> str | None:
+        """The path of the photograph that a row names so; None if there is none.
 
-        By the name that `names` gives, the path, or the file's name; else by a stem equal to the id. A stem that is
-        a number equals the id whatever its leading zeros (COCO's `000000000139.jpg` is 139); the last number of a
-        stem counts if no stem is a bare number (`im00012.jpg` is 12).
+        By the path or the file's name; else by a stem equal to the id. A stem that is a number equals the id whatever its
+        leading zeros (COCO's `000000000139.jpg` is 139); the last number of a stem counts if no stem is a bare number
+        (`im00012.jpg` is 12).
+
+        Raises:
+          PosefixError: it could be two files.
+        """
+        named = self._path(str(image))
+        stem = PurePosixPath(str(image)).name
+        alike = named or _ending_alike(str(image), self._by_stem.get(stem, ()), stems=True)
+        number = stem.isdecimal() and len(stem) < 20 and stem == str(image)
+        return self._one(image, alike or (self._by_number.get(int(stem), []) if number else []))
+
+    def find_name(self, image: int | str, name: str) -> str | None:
+        """The path of a file name that annotations give for an id. Raises PosefixError: it could be two files."""
+        return self._one(image, self._path(name))
+
+    def _path(self, name: str) -> list[str]:
+        """COCO's names are bare; where a name has folders, the file may be there or right here."""
+        name = name.removeprefix("./")
+        if name in self._paths:
+            return [name]
+        return _ending_alike(name, self._by_name.get(PurePosixPath(name).name, ()))
+
+    def _one(self, image, paths: list[str]) -> str | None:
+        shallow = [path for path in paths if path.count("/") == paths[0].count("/")]
+        if len(shallow) > 1:
+            raise PosefixError(
+                f"{self._place}: image id {image} may be {shallow[0]} or {shallow[1]}; give --annotations for the names"
+            )
+        return shallow[0] if shallow else None
+
+
+class Images:
+    """The photographs of a place, found by what rows call them, read from several threads.
+
+    Nothing outside the place is ever opened: names are looked up among those that it lists.
+
+    Args:
+      place: a folder (searched with its subfolders), `.zip`, `.tar`, a pattern of them (`shards/*.tar`), a video (frame
+        index as image id), a local path or any URL that fsspec opens.
+      names: file names by image id, as an annotation file gives them; ids that it lacks are matched as
+        `PhotographNames.find` does.
+
+    Raises:
+      PosefixError: there is no such place.
+    """
+
+    def __init__(self, place: str | Path, names: Mapping | None = None):
+        self.place, self._names = str(place), names
+        self._video = _Video(self.place) if self.place.lower().endswith(VIDEOS) else None
+        self._read: dict[str, Callable[[], bytes]] = {} if self._video else dict(_listed(self.place))
+        self._paths = PhotographNames(self._read, self.place)
+
+    def find(self, image: int | str) -> str | int | None:
+        """What `read` takes for the photograph that a row names so; None if it is not here.
+
+        By the name that `names` gives, else as `PhotographNames.find`; in a video, by the last number.
 
         Raises:
           PosefixError: it could be two files.
@@ -90,15 +136,11 @@ class Images:
             frame = int(digits[-1]) if digits and len(digits[-1]) < 20 else None
             return frame if frame is not None and frame < self._video.frames else None
         if self._names is not None and image in self._names:
-            return self._one(image, self._path(self._names[image]))
-        named = self._path(str(image))
-        stem = PurePosixPath(str(image)).name
-        alike = named or _ending_alike(str(image), self._by_stem.get(stem, ()), stems=True)
-        number = stem.isdecimal() and len(stem) < 20 and stem == str(image)
-        return self._one(image, alike or (self._by_number.get(int(stem), []) if number else []))
+            return self._paths.find_name(image, self._names[image])
+        return self._paths.find(image)
 
     def find_all(self, images: Iterable[int | str]) -> dict:
-        """`find` of each, those that are here.
+        """`find` of each, for those that are here.
 
         Raises:
           PosefixError: not one of them is.
@@ -129,20 +171,12 @@ class Images:
             raise UnreadableImage(f"{getattr(error, 'strerror', None) or error}") from error
         return decode_image(data, exif=exif)
 
-    def _path(self, name: str) -> list[str]:
-        """COCO's names are bare; where a name has folders, the file may lie there or right here."""
-        name = name.removeprefix("./")
-        if name in self._read:
-            return [name]
-        return _ending_alike(name, self._by_name.get(PurePosixPath(name).name, ()))
-
-    def _one(self, image, paths: list[str]) -> str | None:
-        shallow = [path for path in paths if path.count("/") == paths[0].count("/")]
-        if len(shallow) > 1:
-            raise PosefixError(
-                f"{self.place}: image id {image} may be {shallow[0]} or {shallow[1]}; give --annotations for the names"
-            )
-        return shallow[0] if shallow else None
+    def read_named(self, image: int | str, *, exif: bool = False) -> np.ndarray:
+        """`read` of what `find` finds. Raises UnreadableImage where it finds nothing, too."""
+        path = self.find(image)
+        if path is None:
+            raise UnreadableImage("no such photograph")
+        return self.read(path, exif=exif)
 
 
 def _ending_alike(name: str, paths: Iterable[str], *, stems: bool = False) -> list[str]:

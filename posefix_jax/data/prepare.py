@@ -11,7 +11,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from posefix_jax.core import geometry
 from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
-from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, joints_of, read_annotations, read_results
+from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, read_annotations
+from posefix_jax.data.detections import read_detections
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, ordered_map, warp_affine
 from posefix_jax.data.records import MANIFEST, MAX_DETECTED, MAX_OTHERS, Manifest, Record
@@ -40,7 +41,7 @@ class PrepareOptions:
     """what is known of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by the annotations' joint names
     if empty"""
     detections: tuple[Path, ...] = ()
-    """COCO keypoint results files of any estimators on the same photographs, stored with the people they match"""
+    """files of poses of any estimators on the same photographs, stored with the people they match"""
     patch: int = 384
     """largest side in pixels of a stored patch; smaller people keep their own resolution"""
     holdout: float = 0.0
@@ -161,10 +162,10 @@ def match_detections(annotations: Annotations, files: tuple[Path, ...]) -> dict[
     matched = defaultdict(list)
     for file in files:
         rows = defaultdict(list)
-        for row, entry in enumerate(read_results(file, annotations.skeleton)):
-            joints = joints_of(entry, annotations.skeleton.num_joints, f"{file}: row {row}")
-            if np.isfinite(joints).all() and (joints[:, 2] > 0).any():
-                rows[entry["image_id"]].append(joints)
+        terms = {"images": annotations.images, "skeleton": annotations.skeleton, "annotations": annotations.path}
+        for pose in read_detections(file, **terms, scored=False, skip_unknown=True):
+            if (pose.joints[:, 2] > 0).any():
+                rows[pose.image].append(pose.joints)
         for image_id, poses in rows.items():
             people = by_image.get(image_id, [])
             if not people:

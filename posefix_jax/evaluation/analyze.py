@@ -11,9 +11,10 @@ import numpy as np
 
 from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
 from posefix_jax.data.coco import Annotations, Person, read_annotations
+from posefix_jax.data.formats import Pose
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, warp_affine
-from posefix_jax.evaluation.errors import Matched, match_file, poses_of
+from posefix_jax.evaluation.errors import Matched, joints_of, match_file
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.profile import (
     ERRORS,
@@ -23,11 +24,11 @@ from posefix_jax.evaluation.profile import (
     corrections,
     ks_changes,
     oks_changes,
-    plain_rows,
     shares,
     together,
     transitions,
     true_scores,
+    with_joints,
 )
 from posefix_jax.evaluation.scores import Scores, bootstrap_difference
 from posefix_jax.files import check_apart, check_claim, claim, whole_file, write_json
@@ -43,7 +44,7 @@ TILE = 360
 
 
 @dataclass(frozen=True)
-class AnalyseOptions:
+class AnalyzeOptions:
     """Which errors a results file has (good, jitter, inversion, swap, miss), where, and what they cost in AP.
 
     `posefix analyse fit --help`: write what was measured as an error model for training.
@@ -80,7 +81,7 @@ class _Side:
     report: dict
 
 
-def analyse(options: AnalyseOptions) -> dict:
+def analyze(options: AnalyzeOptions) -> dict:
     """Measures, and writes the page, the JSON and the CSV.
 
     Returns:
@@ -96,24 +97,18 @@ def analyse(options: AnalyseOptions) -> dict:
         place for place in (options.results, options.annotations, options.against, options.images) if place is not None
     ]
     check_apart([options.out], read)
-    check_claim(options.out, "posefix analyse")
+    check_claim(options.out, "posefix analyze")
     annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
     warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     files = {**({"before": options.against} if options.against else {}), "after": options.results}
     matches = {side: match_file(path, annotations) for side, path in files.items()}
     images = Images(options.images, annotations.file_names or None) if options.images else None
     found = images.find_all(annotations.people[p].image_id for p in matches["after"][1].person) if images else {}
-
-    people = [
-        {"image_id": p.image_id, "joints": p.joints, "box": p.box, "area": p.area, "ignored": ignored, "crowd": p.crowd}
-        for group, ignored in ((annotations.people, False), (annotations.ignored, True))
-        for p in group
-    ]
-    truth = truth_of(annotations.images, people, annotations.skeleton)
+    truth = truth_of(annotations.images, annotations.everybody, annotations.skeleton)
     sides = {}
-    with Progress("analyse", len(files) * (len(ERRORS) + 4), unit="evaluations") as progress:
-        for side, (rows, matched) in matches.items():
-            sides[side] = _side(annotations, truth, rows, matched, progress)
+    with Progress("analyze", len(files) * (len(ERRORS) + 4), unit="evaluations") as progress:
+        for side, (detections, matched) in matches.items():
+            sides[side] = _side(annotations, truth, detections, matched, progress)
     report = {
         "files": {side: str(path) for side, path in files.items()},
         "annotations": str(options.annotations),
@@ -125,7 +120,7 @@ def analyse(options: AnalyseOptions) -> dict:
     pictures = _pictures(annotations, sides, images, found, options.pictures) if images else {}
     table = _csv(report)
     page = error_page(report, pictures)
-    claim(options.out, "posefix analyse")
+    claim(options.out, "posefix analyze")
     for name, text in (("errors.csv", table), ("index.html", page)):
         with whole_file(options.out / name) as file:
             file.write(text.encode())
@@ -133,29 +128,30 @@ def analyse(options: AnalyseOptions) -> dict:
     return report
 
 
-def _side(annotations: Annotations, truth, rows: list[dict], matched: Matched, progress: Progress) -> _Side:
+def _side(annotations: Annotations, truth, detections: list[Pose], matched: Matched, progress: Progress) -> _Side:
     skeleton = annotations.skeleton
-    poses = poses_of(annotations, rows)
+    joints = joints_of(detections, skeleton)
 
-    def scores_of(rows):
-        scores = keypoint_scores(truth, rows, skeleton)
+    def scores_of(poses):
+        scores = keypoint_scores(truth, poses, skeleton)
         progress.update(progress.done + 1)
         return scores
 
-    plain = plain_rows(rows, poses)
-    scores = scores_of(plain)
+    scores = scores_of(detections)
     ap_if = {
-        name: scores_of(plain_rows(rows, corrected)).figures["AP"] for name, corrected in corrections(matched, poses)
+        name: scores_of(with_joints(detections, corrected)).figures["AP"]
+        for name, corrected in corrections(matched, joints)
     }
-    rescored = [{**row, "score": float(s)} for row, s in zip(plain, true_scores(matched, len(rows)), strict=True)]
+    best = true_scores(matched, len(detections))
+    rescored = [pose._replace(score=float(score)) for pose, score in zip(detections, best, strict=True)]
     ap_if["true scores"] = scores_of(rescored).figures["AP"]
     by_score = np.lexsort((matched.oks, matched.score))
     shown = by_score[np.unique(np.linspace(0, len(by_score) - 1, SHOWN_POINTS).astype(int))]
     report = {
-        "rows": len(rows),
+        "rows": len(detections),
         "people": len(annotations.people),
         "matched": len(matched.row),
-        "unmatched_rows": len(rows) - len(matched.row),
+        "unmatched_rows": len(detections) - len(matched.row),
         "unmatched_people": len(annotations.people) - len(matched.row),
         "mean_oks": float(matched.oks.mean()),
         "figures": scores.figures,

@@ -1,10 +1,12 @@
 """CrowdPose's keypoint figures: COCO's without the sizes, and AP by how crowded the photograph is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from posefix_jax.core.geometry import PERSON_FILL
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.oks import keypoint_scores, truth_of
 from posefix_jax.evaluation.scores import Scores, Truth
 from posefix_jax.types import PosefixError
@@ -13,7 +15,7 @@ LEVELS = {"AP easy": (-np.inf, 0.2), "AP medium": (0.2, 0.8), "AP hard": (0.8, n
 """`crowdIndex` from (included) and to (not included), as the benchmark's tool divides; its paper writes 0.1 for 0.2."""
 
 
-def crowdpose_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
+def crowdpose_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
     """AP, AP50, AP75, AR, AR50, AR75, and AP of the easy, medium and crowded photographs.
 
     The area of a person is 0.53 of the box, whatever `area` says, as in the benchmark's tool.
@@ -21,7 +23,7 @@ def crowdpose_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
     Raises:
       PosefixError: a photograph has no `crowdIndex`.
     """
-    people = [{**person, "area": PERSON_FILL * person["box"][2] * person["box"][3]} for person in truth.people]
+    people = [replace(person, area=PERSON_FILL * person.box[2] * person.box[3]) for person in truth.people]
     images = sorted(truth.images)  # as pycocotools has them
     crowding = []
     for image in images:
@@ -32,9 +34,9 @@ def crowdpose_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
                 "expected CrowdPose's annotation file, or take --metric oks"
             )
         crowding.append(index)
-    scores = keypoint_scores(truth_of(truth.images, people, truth.skeleton), rows, truth.skeleton)
+    scores = keypoint_scores(truth_of(truth.images, people, truth.skeleton), poses, truth.skeleton)
     figures = {name: scores.figures[name] for name in ("AP", "AP50", "AP75", "AR", "AR50", "AR75")}
-    counted = {p["image_id"] for p in people if not p["ignored"]}
+    counted = {person.image_id for person in people if not person.ignored}
     for name, (low, high) in LEVELS.items():
         level = [low <= index < high for index in crowding]
         some = any(inside and image in counted for inside, image in zip(level, images, strict=True))

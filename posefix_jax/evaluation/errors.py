@@ -1,14 +1,17 @@
 """Which detection is of which true person, and which error each of its joints has. Ronchi & Perona, ICCV 2017."""
 
-import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.core.taxonomy import classify_joints
-from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou, finite_joints, joints_of, read_results
+from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou
+from posefix_jax.data.detections import read_detections
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.types import PosefixError
 
@@ -22,7 +25,7 @@ class Matched(NamedTuple):
     M pairs, K joints, N the most other people in a photograph. All float64 but where it says otherwise.
 
     Attributes:
-      row, person: [M] int, indices of results rows and of `Annotations.people`.
+      row, person: [M] int, indices of the detections and of `Annotations.people`.
       oks, score: [M] OKS as pycocotools counts it (every labelled joint, whatever its score), and the row's score.
       xy, present: [M, K, 2] and [M, K] bool, the detection; a joint of score 0 or not finite is not present.
       true_xy, labelled, area: [M, K, 2], [M, K] bool and [M] (pixels squared), the person.
@@ -55,34 +58,32 @@ class Matched(NamedTuple):
         return self.labelled & ~self.present
 
 
-def match_file(path: Path, annotations: Annotations) -> tuple[list[dict], Matched]:
-    """The rows of a results file, and `match_people` of them.
+def match_file(path: Path, annotations: Annotations) -> tuple[list[Pose], Matched]:
+    """The poses of a file in any format, in the terms of the annotations, and `match_people` of them.
 
     Raises:
-      PosefixError: it is none, a row does not fit, or none lies on a person.
+      PosefixError: it is none, a pose does not fit, or none lies on a person.
     """
-    rows = read_results(path, annotations.skeleton)
-    try:
-        matched = match_people(annotations, rows)
-    except PosefixError as error:
-        raise PosefixError(f"{path}: {error}") from error
+    terms = {"images": annotations.images, "skeleton": annotations.skeleton, "annotations": annotations.path}
+    poses = read_detections(path, **terms)
+    matched = match_people(annotations, poses)
     if not len(matched.row):
         raise PosefixError(f"{path}: no pose in it lies on a person of {annotations.path} (OKS {MIN_OKS} or more)")
-    return rows, matched
+    return poses, matched
 
 
-def match_people(annotations: Annotations, rows: list[dict], *, min_oks: float = MIN_OKS) -> Matched:
-    """Matches results rows to true people, and classifies their joints.
+def match_people(annotations: Annotations, detections: Sequence[Pose], *, min_oks: float = MIN_OKS) -> Matched:
+    """Matches poses to true people, and classifies their joints.
 
     Within a photograph the detections choose by falling score, each the free person of the highest OKS, if that is at
-    least `min_oks`. Crowds and people without a labelled joint are nobody. Neither the order of the rows nor that of
-    the people matters: of equal scores the higher best OKS chooses first, then the content decides.
+    least `min_oks`. Crowds and people without a labelled joint are nobody. Neither the order of the detections nor that
+    of the people matters: of equal scores the higher best OKS chooses first, then the content decides.
 
-    Raises:
-      PosefixError: a row is of a photograph that the annotations lack, or has no score; the message begins with the row.
+    Args:
+      detections: poses of the annotations' photographs and joints, image pixels, finite, with scores.
     """
     skeleton = annotations.skeleton
-    poses = poses_of(annotations, rows)
+    poses = joints_of(detections, skeleton)
     people = annotations.people
     true = np.array([person.joints for person in people]).reshape(-1, skeleton.num_joints, 3)
     area = np.array([person.area for person in people])
@@ -91,9 +92,9 @@ def match_people(annotations: Annotations, rows: list[dict], *, min_oks: float =
     in_image, rows_in = defaultdict(list), defaultdict(list)
     for index, person in enumerate(people):
         in_image[person.image_id].append(index)
-    for index, row in enumerate(rows):
-        rows_in[row["image_id"]].append(index)
-    score = np.array([row["score"] for row in rows], np.float64)
+    for index, pose in enumerate(detections):
+        rows_in[pose.image].append(index)
+    score = np.array([pose.score for pose in detections], np.float64)
     matches = []
     for image, mine in in_image.items():
         if image in rows_in:
@@ -131,20 +132,9 @@ def match_people(annotations: Annotations, rows: list[dict], *, min_oks: float =
     )
 
 
-def poses_of(annotations: Annotations, rows: list[dict]) -> np.ndarray:
-    """[R, K, 3] image x, y, score of the rows, all finite. Raises PosefixError as `match_people`."""
-    for index, row in enumerate(rows):
-        if row["image_id"] not in annotations.images:
-            raise PosefixError(
-                f"row {index} is of image {row['image_id']!r}, which {annotations.path} does not have; "
-                "the two files are of different photographs"
-            )
-        score = row.get("score")
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise PosefixError(f"row {index} has no score that is a finite number, found {score!r:.40}")
-    joints = annotations.skeleton.num_joints
-    poses = [finite_joints(joints_of(row, joints, f"row {i}")) for i, row in enumerate(rows)]
-    return np.array(poses).reshape(-1, joints, 3)
+def joints_of(detections: Sequence[Pose], skeleton: Skeleton) -> np.ndarray:
+    """[R, K, 3] image x, y, score of the poses."""
+    return np.array([pose.joints for pose in detections]).reshape(-1, skeleton.num_joints, 3)
 
 
 def _match(rows, people, poses, score, true, area, skeleton, min_oks):

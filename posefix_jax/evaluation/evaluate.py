@@ -1,7 +1,7 @@
 """`posefix evaluate`: the figures of a results file by its data set's metric, alone or against another."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,9 @@ from posefix_jax.core.skeleton import (
     load_skeleton,
     warn_of_guessed_sigmas,
 )
-from posefix_jax.data.coco import finite_joints, joints_of, read_annotations, read_results
+from posefix_jax.data.coco import read_annotations
+from posefix_jax.data.detections import read_detections
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.crowdpose import crowdpose_scores
 from posefix_jax.evaluation.oks import oks_scores
 from posefix_jax.evaluation.pckh import pckh_scores
@@ -26,7 +28,7 @@ from posefix_jax.evaluation.wholebody import whole_body_scores
 from posefix_jax.files import check_apart, write_json
 from posefix_jax.types import PosefixError
 
-METRICS: dict[str, Callable[[Truth, Sequence[Mapping]], Scores]] = {
+METRICS: dict[str, Callable[[Truth, Sequence[Pose]], Scores]] = {
     "oks": oks_scores,
     "posetrack": posetrack_scores,
     "pckh": pckh_scores,
@@ -46,7 +48,7 @@ class EvaluateOptions:
     """The figures of a results file by its data set's metric, before and after side by side."""
 
     results: Path
-    """COCO keypoint results file (.json), or a folder of them"""
+    """file of poses in any format that `posefix refine` reads (docs/formats.md), or a folder of them"""
     annotations: Path
     """COCO keypoint annotation file of the same photographs, or a folder of them (PoseTrack: one a video)"""
     metric: Literal["auto", "oks", "posetrack", "pckh", "crowdpose"] = "auto"
@@ -83,7 +85,7 @@ def evaluate(options: EvaluateOptions) -> dict:
     """
     if options.out is not None:
         read = [path for path in (options.results, options.annotations, options.against) if path is not None]
-        check_apart([options.out], [file for path in read for file in _files(path)])
+        check_apart([options.out], [file for path in read for file in (path.iterdir() if path.is_dir() else [path])])
     truth = _truth(options.annotations, options.skeleton and load_skeleton(options.skeleton))
     metric = options.metric
     if metric == "auto":
@@ -96,10 +98,10 @@ def evaluate(options: EvaluateOptions) -> dict:
     files = {"after": options.results, **({"before": options.against} if options.against else {})}
     scores = {}
     for side, path in files.items():
-        rows = _rows(path, truth, metric, options.annotations)
+        poses = _detections(path, truth, metric, options.annotations)
         try:
-            scores[side] = measure(truth, rows)
-        except PosefixError as error:  # rows are checked: it is the annotations
+            scores[side] = measure(truth, poses)
+        except PosefixError as error:  # the poses are checked: the annotations are at fault
             raise PosefixError(f"{options.annotations}: {error}") from error
     report = {"metric": metric, "main": scores["after"].main}
     report |= {side: score.figures for side, score in scores.items()}
@@ -138,51 +140,25 @@ def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
                 f"{file}: image {again!r} is in a file before it too; expected other photographs in each"
             )
         images |= annotations.images
-        people += [
-            {
-                "id": person.annotation_id,
-                "image_id": person.image_id,
-                "joints": person.joints,
-                "box": person.box,
-                "area": person.area,
-                "head_size": person.head_size,
-                "ignored": ignored,
-                "crowd": person.crowd,
-            }
-            for group, ignored in ((annotations.people, False), (annotations.ignored, True))
-            for person in group
-        ]
+        people += annotations.everybody
     return Truth(images, people, skeleton)
 
 
-def _rows(path: Path, truth: Truth, metric: str, annotations: Path) -> list[dict]:
-    return [row for file in _files(path) for row in _checked_rows(file, truth, metric, annotations)]
-
-
-def _checked_rows(path: Path, truth: Truth, metric: str, annotations: Path) -> Iterator[dict]:
-    ids = {(person["image_id"], person["id"]) for person in truth.people}
-    for index, row in enumerate(read_results(path, truth.skeleton, annotated=metric == "posetrack")):
+def _detections(path: Path, truth: Truth, metric: str, annotations: Path) -> list[Pose]:
+    """The poses of a file or folder, with what the metric reads of them checked."""
+    poses = read_detections(path, images=truth.images, skeleton=truth.skeleton, annotations=annotations)
+    ids = {(person.image_id, person.annotation_id) for person in truth.people}
+    for index, pose in enumerate(poses):
         where = f"{path}: row {index}"
-        if row["image_id"] not in truth.images:
+        if metric == "posetrack" and pose.extras.get("scores"):
+            _check_scores(pose.extras["scores"], truth.skeleton, where)
+        named = pose.extras.get("annotation_id") if metric == "pckh" else None
+        if named is not None and (pose.image, named) not in ids:
             raise PosefixError(
-                f"{where} is of image {row['image_id']!r}, which {annotations} does not have; "
-                "the two files are of different photographs"
-            )
-        scores = row.get("scores") if metric == "posetrack" else None
-        if scores:
-            _check_scores(scores, truth.skeleton, where)
-        elif not isinstance(row.get("score"), int | float):
-            raise PosefixError(f"{where} has no score")
-        elif math.isnan(row["score"]):
-            raise PosefixError(f"{where} has a score that is no number (NaN)")
-        named = row.get("annotation_id") if metric == "pckh" else None
-        if named is not None and (row["image_id"], named) not in ids:
-            raise PosefixError(
-                f"{where} has annotation_id {named!r}, which is nobody in image {row['image_id']!r} of {annotations}; "
+                f"{where} has annotation_id {named!r}, which is nobody in image {pose.image!r} of {annotations}; "
                 "name the person by the annotation's id, or leave it out"
             )
-        joints = finite_joints(joints_of(row, truth.skeleton.num_joints, where))
-        yield {**row, "keypoints": joints.reshape(-1).tolist()}
+    return poses
 
 
 def _check_scores(scores, skeleton: Skeleton, where: str) -> None:

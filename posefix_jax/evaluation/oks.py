@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -10,6 +10,8 @@ from pycocotools.cocoeval import COCOeval
 
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.core.taxonomy import similarity
+from posefix_jax.data.coco import Person
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.scores import Scores, Truth
 
 FIGURES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -20,23 +22,21 @@ def keypoint_similarity(xy: np.ndarray, true_xy: np.ndarray, area: np.ndarray, s
     return similarity(((np.asarray(xy, np.float64) - true_xy) ** 2).sum(axis=-1), np.asarray(area), skeleton)
 
 
-def truth_of(image_ids: Iterable, people: Iterable[Mapping], skeleton: Skeleton) -> COCO:
+def truth_of(image_ids: Iterable, people: Iterable[Person], skeleton: Skeleton) -> COCO:
     """pycocotools' index of true poses.
 
-    Args:
-      people: dictionaries of `image_id`, `joints` ([K, 3] image x, y, visibility), `box`, `area`, `ignored`, and
-        perhaps `crowd`: of those ignored, a crowd takes any number of detections, a person without a labelled joint one.
+    Of those ignored, a crowd absorbs any number of detections, a person without a labelled joint one.
     """
     annotations = [
         {
             "id": number,  # from 1: pycocotools takes a match with annotation 0 for none
-            "image_id": person["image_id"],
+            "image_id": person.image_id,
             "category_id": 1,
-            "iscrowd": int(person.get("crowd", person["ignored"])),
-            "area": float(person["area"]),
-            "bbox": [float(value) for value in person["box"]],
-            "num_keypoints": int((person["joints"][:, 2] > 0).sum()),
-            "keypoints": np.asarray(person["joints"], float).reshape(-1).tolist(),
+            "iscrowd": int(person.crowd),
+            "area": float(person.area),
+            "bbox": [float(value) for value in person.box],
+            "num_keypoints": int(person.labelled.sum()),
+            "keypoints": np.asarray(person.joints, float).reshape(-1).tolist(),
         }
         for number, person in enumerate(people, start=1)
     ]
@@ -51,9 +51,12 @@ def truth_of(image_ids: Iterable, people: Iterable[Mapping], skeleton: Skeleton)
     return coco
 
 
-def keypoint_scores(truth: COCO, results: Sequence[Mapping], skeleton: Skeleton) -> Scores:
-    """pycocotools' keypoint evaluation of results rows (image_id, keypoints, score) against `truth_of`."""
-    rows = [{key: row[key] for key in ("image_id", "keypoints", "score")} | {"category_id": 1} for row in results]
+def keypoint_scores(truth: COCO, poses: Sequence[Pose], skeleton: Skeleton) -> Scores:
+    """pycocotools' keypoint evaluation of poses (image pixels) against `truth_of`."""
+    rows = [
+        {"image_id": pose.image, "category_id": 1, "keypoints": pose.joints.ravel().tolist(), "score": pose.score}
+        for pose in poses
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         found = truth.loadRes(rows)
         evaluator = COCOeval(truth, found, "keypoints")
@@ -66,9 +69,9 @@ def keypoint_scores(truth: COCO, results: Sequence[Mapping], skeleton: Skeleton)
     return Scores(figures, "AP", matches.num_images, "photographs", matches.average_precision)
 
 
-def oks_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
+def oks_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
     """The ten COCO keypoint figures, by the skeleton's own sigmas."""
-    return keypoint_scores(truth_of(truth.images, truth.people, truth.skeleton), rows, truth.skeleton)
+    return keypoint_scores(truth_of(truth.images, truth.people, truth.skeleton), poses, truth.skeleton)
 
 
 class _Matches:

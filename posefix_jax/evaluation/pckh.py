@@ -1,11 +1,13 @@
 """MPII's PCKh: the share of joints within half a head size of the true ones."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from posefix_jax.core.skeleton import joints_in
+from posefix_jax.data.coco import Person
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.scores import Scores, Truth, mean_of
 from posefix_jax.types import PosefixError
 
@@ -20,7 +22,7 @@ NEAR, CLOSE = 0.5, 0.1
 """Of a head size: PCKh@0.5, PCKh@0.1."""
 
 
-def pckh_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
+def pckh_scores(truth: Truth, rows: Sequence[Pose]) -> Scores:
     """PCKh@0.5 of each kind of joint, and the Mean of all labelled joints at 0.5 and at 0.1; of 100.
 
     A row with an `annotation_id` is that person's; of several the one with the highest score counts. Rows without go,
@@ -38,20 +40,20 @@ def pckh_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
     unit_of = {image: unit for unit, image in enumerate(truth.images)}
     people, poses = defaultdict(list), defaultdict(list)
     for person in truth.people:
-        if not person["ignored"] and (person["joints"][places, 2] > 0).any():
-            if person["head_size"] is None:
+        if not person.ignored and person.labelled[places].any():
+            if person.head_size is None:
                 raise PosefixError(
-                    f"annotation {person['id']!r} (image {person['image_id']!r}) has neither head_size nor a bbox_head "
+                    f"annotation {person.annotation_id!r} (image {person.image_id!r}) has neither head_size nor a bbox_head "
                     "with a width and height; PCKh is in head sizes: add one of them (MPII: 0.6 times the diagonal of "
                     "the head's rectangle)"
                 )
-            people[person["image_id"]].append(person)
+            people[person.image_id].append(person)
     for row in rows:
-        poses[row["image_id"]].append(row)
+        poses[row.image].append(row)
     annotated, near, close = np.zeros((3, len(unit_of), len(JOINTS)))
     for image, group in people.items():
         unit = unit_of[image]
-        labelled = np.array([person["joints"][places, 2] > 0 for person in group])
+        labelled = np.array([person.labelled[places] for person in group])
         annotated[unit] = labelled.sum(axis=0)
         if not poses[image]:
             continue
@@ -72,11 +74,11 @@ def pckh_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
     return Scores(figures, "Mean", len(unit_of), "photographs", lambda counts: mean(near, counts))
 
 
-def _distances(people: Sequence[Mapping], rows: Sequence[Mapping], places: np.ndarray) -> np.ndarray:
+def _distances(people: Sequence[Person], rows: Sequence[Pose], places: np.ndarray) -> np.ndarray:
     """[R, P, 14] in head sizes of the people; infinite where a row has no such joint."""
-    true_xy = np.array([person["joints"][places, :2] for person in people])
-    heads = np.array([person["head_size"] for person in people])
-    poses = np.array([np.reshape(row["keypoints"], (-1, 3))[places] for row in rows], np.float64)
+    true_xy = np.array([person.joints[places, :2] for person in people])
+    heads = np.array([person.head_size for person in people])
+    poses = np.array([row.joints[places] for row in rows], np.float64)
     distance = np.linalg.norm(poses[:, None, :, :2] - true_xy, axis=-1) / heads[:, None]
     return np.where((poses != 0).any(axis=-1)[:, None] & np.isfinite(distance), distance, np.inf)
 
@@ -88,10 +90,11 @@ def _pairs(people, rows, distance: np.ndarray, labelled: np.ndarray) -> list[tup
     candidates = []
     for r, row in enumerate(rows):
         for p, person in enumerate(people):
-            if row.get("annotation_id") is None:
-                candidates.append((True, -share[r, p], apart[r, p], -row["score"], r, p))
-            elif row["annotation_id"] == person["id"]:
-                candidates.append((False, -row["score"], -share[r, p], apart[r, p], r, p))
+            named = row.extras.get("annotation_id")
+            if named is None:
+                candidates.append((True, -share[r, p], apart[r, p], -row.score, r, p))
+            elif named == person.annotation_id:
+                candidates.append((False, -row.score, -share[r, p], apart[r, p], r, p))
     pairs, used, given = [], set(), set()
     for *_, r, p in sorted(candidates):
         if r not in used and p not in given:

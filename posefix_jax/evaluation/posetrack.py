@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from posefix_jax.core.skeleton import POSETRACK17, joints_in
+from posefix_jax.data.coco import Person
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.scores import Scores, Truth, mean_of
 from posefix_jax.types import PosefixError
 
@@ -33,7 +35,7 @@ class _Points(NamedTuple):
     unit: np.ndarray
 
 
-def posetrack_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
+def posetrack_scores(truth: Truth, rows: Sequence[Pose]) -> Scores:
     """AP of each kind of joint and Total, the mean of the 15 joint APs; all of 100.
 
     A joint that stands at x = y = 0 with a third value of 0 is none, in truth and rows; any other is one. Frames without
@@ -53,20 +55,20 @@ def posetrack_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
         )
     people, poses = defaultdict(list), defaultdict(list)
     for person in truth.people:
-        people[person["image_id"]].append(person)
+        people[person.image_id].append(person)
     for row in rows:
-        poses[row["image_id"]].append(row)
+        poses[row.image].append(row)
     frames = [image for image in truth.images if people[image]]
     units, unit_of = _units(truth.images, frames)
     annotated = np.zeros((units, len(JOINTS)))
     found = []
     for image, unit in zip(frames, unit_of, strict=True):
         regions = _regions(truth.images[image])
-        true_xy, labelled = _joints([person["joints"] for person in people[image]], places, regions)
+        true_xy, labelled = _joints([person.joints for person in people[image]], places, regions)
         annotated[unit] += labelled.sum(axis=0)
         if not poses[image]:
             continue
-        xy, present = _joints([np.reshape(row["keypoints"], (-1, 3)) for row in poses[image]], places, regions)
+        xy, present = _joints([row.joints for row in poses[image]], places, regions)
         score = np.array([_row_scores(row, places) for row in poses[image]])
         right = _right(xy, present, score, true_xy, labelled, _heads(people[image], labelled))
         row, joint = np.nonzero(present)
@@ -105,21 +107,21 @@ def _joints(poses: Sequence[np.ndarray], places: np.ndarray, regions: Sequence[n
     return xy, present
 
 
-def _row_scores(row: Mapping, places: np.ndarray) -> np.ndarray:
+def _row_scores(row: Pose, places: np.ndarray) -> np.ndarray:
     """[15] the scores of a row's joints."""
-    if row.get("scores"):
-        return np.asarray(row["scores"], np.float64)[places]
-    return np.full(len(places), float(row["score"]))
+    if row.extras.get("scores"):
+        return np.asarray(row.extras["scores"], np.float64)[places]
+    return np.full(len(places), float(row.score))
 
 
-def _heads(people: Sequence[Mapping], labelled: np.ndarray) -> np.ndarray:
+def _heads(people: Sequence[Person], labelled: np.ndarray) -> np.ndarray:
     for person, joints in zip(people, labelled, strict=True):
-        if joints.any() and person["head_size"] is None:
+        if joints.any() and person.head_size is None:
             raise PosefixError(
-                f"annotation {person['id']!r} (image {person['image_id']!r}) has no bbox_head with a width and height, nor "
+                f"annotation {person.annotation_id!r} (image {person.image_id!r}) has no bbox_head with a width and height, nor "
                 "head_size; distances are in head sizes, expected PoseTrack's annotation files"
             )
-    return np.array([person["head_size"] or 1.0 for person in people])
+    return np.array([person.head_size or 1.0 for person in people])
 
 
 def _right(xy, present, score, true_xy, labelled, heads) -> np.ndarray:

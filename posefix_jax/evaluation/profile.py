@@ -1,10 +1,12 @@
 """Which errors an estimator makes where, what they cost, and what its scores are worth: figures of matched poses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.errors import Matched
 from posefix_jax.evaluation.intervals import clustered
 from posefix_jax.evaluation.oks import keypoint_similarity
@@ -93,12 +95,9 @@ def together(matched: Matched) -> dict[str, Share]:
     return found
 
 
-def plain_rows(rows: list[dict], poses: np.ndarray) -> list[dict]:
-    """Rows with what AP needs only, their joints `poses` [R, K, 3]."""
-    return [
-        {"image_id": row["image_id"], "keypoints": joints.ravel().tolist(), "score": row["score"]}
-        for row, joints in zip(rows, poses, strict=True)
-    ]
+def with_joints(detections: Sequence[Pose], joints: np.ndarray) -> list[Pose]:
+    """The same detections with other joints, [R, K, 3]."""
+    return [pose._replace(joints=one) for pose, one in zip(detections, joints, strict=True)]
 
 
 def corrections(matched: Matched, poses: np.ndarray):

@@ -7,18 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.data.coco import Person
 
 
 class Truth(NamedTuple):
     """What results are held against.
 
-    `images` are the annotation file's own entries by id. `people` are dictionaries of `id`, `image_id`, `joints`
-    ([K, 3] image x, y, visibility; 0 is not labelled), `box` (x, y, width, height), `area`, `head_size` (None where it
-    is not annotated; image pixels), and `ignored` (a crowd, or nobody whose joints are labelled).
+    `images` are the annotation file's own entries by id; `people` includes those that are ignored.
     """
 
     images: Mapping
-    people: Sequence[Mapping]
+    people: Sequence[Person]
     skeleton: Skeleton
 
 

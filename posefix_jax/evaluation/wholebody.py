@@ -1,8 +1,10 @@
 """COCO-WholeBody's keypoint figures: of all 133 joints, and of body, feet, face and hands apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 from posefix_jax.core.skeleton import WHOLEBODY_KEYS, Skeleton
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.scores import Scores, Truth
 
@@ -10,14 +12,14 @@ PARTS = dict(zip(WHOLEBODY_KEYS, ("body", "feet", "face", "left hand", "right ha
 """What a list of an entry is called in the table."""
 
 
-def whole_body_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
+def whole_body_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
     """The ten COCO keypoint figures of the whole, and AP and AR of each part, as the data set's own evaluation has them.
 
     Of a part, a person without a labelled joint is ignored, and a row whose third values are all 0 is left out. A row's
     score is its `foot_score`, `face_score`, `lefthand_score`, `righthand_score`, of the whole `wholebody_score`, where it
     has them, else its `score`.
     """
-    whole = [{**row, "score": row.get("wholebody_score", row["score"])} for row in rows]
+    whole = [pose._replace(score=pose.extras.get("wholebody_score", pose.score)) for pose in poses]
     scores = keypoint_scores(truth_of(truth.images, truth.people, truth.skeleton), whole, truth.skeleton)
     figures = dict(scores.figures)
     start = 0
@@ -31,14 +33,14 @@ def whole_body_scores(truth: Truth, rows: Sequence[Mapping]) -> Scores:
             limbs=(),
             groups=truth.skeleton.groups[joints],
         )
-        people = [{**person, "joints": person["joints"][joints]} for person in truth.people]
+        people = [replace(person, joints=person.joints[joints]) for person in truth.people]
         score = key.removesuffix("_kpts") + "_score"
-        some = []
-        for row in rows:
-            keypoints = row["keypoints"][3 * joints.start : 3 * joints.stop]
-            if any(keypoints[2::3]):
-                some.append({**row, "keypoints": keypoints, "score": row.get(score, row["score"])})
-        seen = any((person["joints"][:, 2] > 0).any() for person in people if not person["ignored"])
+        some = [
+            pose._replace(joints=pose.joints[joints], score=pose.extras.get(score, pose.score))
+            for pose in poses
+            if pose.joints[joints, 2].any()
+        ]
+        seen = any(not person.ignored for person in people)
         of_part = dict.fromkeys(FIGURES, 0.0 if seen else -1.0)
         if some:
             of_part = keypoint_scores(truth_of(truth.images, people, part), some, part).figures

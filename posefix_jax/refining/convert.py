@@ -6,7 +6,8 @@ from pathlib import Path
 
 from posefix_jax.core.skeleton import COCO
 from posefix_jax.data.images import ordered_map
-from posefix_jax.refining.file_job import Job, Part
+from posefix_jax.data.pose_writer import Part
+from posefix_jax.refining.file_job import FileJob, open_files
 from posefix_jax.refining.resumable_output import merge
 from posefix_jax.report.progress import Progress
 from posefix_jax.types import PosefixError
@@ -23,7 +24,7 @@ class ConvertOptions:
     to: str
     """coco, coco-annotations, mmpose, openpose, posetrack17, mediapipe, yolo, parquet"""
     images: str | None = None
-    """where the photographs are; needed from or to a format that counts in parts of their width and height"""
+    """where the photographs are; needed from or to a format that has coordinates in fractions of their width and height"""
     annotations: Path | None = None
     """COCO file whose images give the file name of each image_id"""
     skeleton: str | None = None
@@ -38,33 +39,26 @@ def convert(options: ConvertOptions) -> dict:
     Raises:
       PosefixError: bad input, or a row that the format cannot hold.
     """
-    job = Job(
-        options.detections,
-        options.out,
-        to=options.to,
-        images=options.images,
-        annotations=options.annotations,
-        skeleton=options.skeleton,
-        preferred=COCO,
-        rows_a_part=4096,
-    )
-    sized = job.fractions != job.target.fraction
-    if sized and job.images is None:
+    places = {"images": options.images, "annotations": options.annotations, "skeleton": options.skeleton}
+    source = open_files(options.detections, options.out, preferred=COCO, **places)
+    job = FileJob(source, options.out, to=options.to, images=options.images, rows_per_part=4096)
+    writer = job.writer
+    if writer.converts_units and job.images is None:
         raise PosefixError(
-            f"{options.to} or its input counts in parts of the photograph's width and height: give --images"
+            f"{options.to} or its input has coordinates in fractions of the photograph's width and height: give --images"
         )
 
     def with_sizes(part: Part) -> Part:
-        for image in part.by_image() if sized else ():
-            job.size_of(part, image)
+        for image in part.by_image() if writer.converts_units else ():
+            writer.size_of(part, image)
         return part
 
-    store = job.start(settings={"convert": options.images}, check=lambda part: None, shards=1)
+    store, rows = job.start(settings={"convert": options.images})
     with (
         ThreadPoolExecutor(options.threads) as pool,
-        Progress("convert", job.rows, unit="poses") as progress,
+        Progress("convert", rows, unit="poses") as progress,
     ):
-        todo = (part for part in job.split() if not store.has(part.number))
+        todo = (part for part in job.parts() if not store.has(part.number))
         for part in ordered_map(pool, with_sizes, todo, ahead=options.threads):
             job.finish(part, store)
             progress.update(part.first_row + len(part.poses))

@@ -13,7 +13,8 @@ from posefix_jax.core.synthesis import PAPER, synthesize_pose
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.files import claim, read_json, write_json
-from posefix_jax.refining.refine_files import RefineOptions, before_and_after, refine_rows, summary_of
+from posefix_jax.refining.change_pictures import before_and_after
+from posefix_jax.refining.refine_files import RefineOptions, refine_rows, summary_of
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.report.pictures import write_picture
 from posefix_jax.types import PosefixError

@@ -1,14 +1,16 @@
 """`posefix estimate`: poses from boxes, without any input pose (the paper's IntegralPose)."""
 
-import json
-import math
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from posefix_jax.files import check_apart, read_json
-from posefix_jax.refining.refine_files import RefineOptions, refine_rows
+from posefix_jax.data.formats import PoseFile
+from posefix_jax.data.formats.coco import CocoBoxes
+from posefix_jax.data.image_sources import open_binary
+from posefix_jax.data.json_stream import JsonStream
+from posefix_jax.data.pose_files import PoseFiles
+from posefix_jax.files import check_apart
+from posefix_jax.refining.refine_files import RefineOptions, refine_source
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import outputs_of
 from posefix_jax.runtime.devices import keep_compiled
@@ -42,7 +44,7 @@ class EstimateOptions:
 
 
 def estimate(options: EstimateOptions) -> dict:
-    """Runs the job as a refinement of poses without a joint; returns the same report. Interrupted, it goes on likewise.
+    """Runs the job as a refinement of poses without a joint; returns the same report, and resumes in the same way.
 
     The rows of the report are those of OUT.
 
@@ -52,46 +54,30 @@ def estimate(options: EstimateOptions) -> dict:
     check_apart(outputs_of(options.out).values(), [options.boxes])
     keep_compiled()
     refiner = Refiner.load(options.checkpoint, flip=options.flip, batch_size=options.batch_size)
-    content = read_json(options.boxes)
-    annotated = isinstance(content, dict) and isinstance(content.get("annotations"), list)
-    entries = content["annotations"] if annotated else content
-    if not isinstance(entries, list) or not entries:
+    skeleton = refiner.spec.skeleton
+    with open_binary(str(options.boxes)) as opened:
+        stream = JsonStream(opened, str(options.boxes))
+        stream.space()
+        annotated = stream.peek() == "{"
+    file = PoseFile(str(options.boxes), CocoBoxes(options.category), "annotations" if annotated else "", skeleton)
+    names = options.annotations or (options.boxes if annotated else None)
+    left_out = boxes = 0
+    for element in file.elements():
+        boxes += len(element.poses)
+        left_out += not element.lead
+    if not boxes:
         raise PosefixError(
-            f"{options.boxes}: expected a list of boxes (image_id, bbox, score), or a COCO annotation file with people"
+            f"{options.boxes}: no box of category {options.category}; expected a list of boxes (image_id, bbox, score), or "
+            "a COCO annotation file with people"
         )
-    empty = [0] * (3 * refiner.spec.skeleton.num_joints)
-    rows, left_out = [], 0
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list) or "image_id" not in entry:
-            raise PosefixError(f"{options.boxes}: row {number} has no image_id and bbox")
-        if entry.get("category_id", options.category) != options.category or entry.get("iscrowd"):
-            left_out += 1
-            continue
-        values = [*entry["bbox"], entry.get("score", 1.0)]
-        if len(values) != 5 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-            raise PosefixError(
-                f"{options.boxes}: row {number} needs a bbox of 4 finite numbers and a finite score, found {values!r:.80}"
-            )
-        row = {"image_id": entry["image_id"], "category_id": options.category, "bbox": entry["bbox"]}
-        rows.append(row | {"keypoints": empty, "score": entry.get("score", 1.0)})
-    if not rows:
-        raise PosefixError(f"{options.boxes}: no box of category {options.category}")
     if left_out:
         print(f"leaves out {left_out} boxes of crowds or of categories other than {options.category}", file=sys.stderr)
-    placed = refiner.spec.trained_joints
-    if not all(placed):
-        absent = [joint for joint, has in zip(refiner.spec.skeleton.joints, placed, strict=True) if not has]
+    if not all(refiner.spec.trained_joints):
+        placed = zip(skeleton.joints, refiner.spec.trained_joints, strict=True)
+        absent = [joint for joint, trained in placed if not trained]
         print(f"the refiner never learned to place {', '.join(absent)}: they stay absent", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        stand_in = Path(folder) / "boxes.json"
-        stand_in.write_text(json.dumps(rows))
-        names = options.annotations or (options.boxes if annotated else None)
-        return refine_rows(refiner, _as_refinement(options, stand_in, names), source=str(options.boxes))
-
-
-def _as_refinement(options: EstimateOptions, stand_in: Path, names: Path | None) -> RefineOptions:
-    return RefineOptions(
-        detections=(str(stand_in),),
+    job = RefineOptions(
+        detections=(str(options.boxes),),
         images=options.images,
         out=options.out,
         annotations=names,
@@ -101,3 +87,4 @@ def _as_refinement(options: EstimateOptions, stand_in: Path, names: Path | None)
         batch_size=options.batch_size,
         threads=options.threads,
     )
+    return refine_source(refiner, PoseFiles.of([file], names), job)

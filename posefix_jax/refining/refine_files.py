@@ -1,10 +1,9 @@
 """`posefix refine`: poses of any estimator's files in, better poses out, one row for one row."""
 
 import functools
-import heapq
-import math
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,15 +13,18 @@ from typing import Literal
 import numpy as np
 
 from posefix_jax.core import geometry
-from posefix_jax.core.skeleton import joints_in
-from posefix_jax.data.images import UnreadableImage, warp_affine
-from posefix_jax.data.tables import has_scores
+from posefix_jax.core.skeleton import Skeleton, joints_in
+from posefix_jax.data.formats.base import ImageId
+from posefix_jax.data.image_sources import Images
+from posefix_jax.data.pose_files import PoseFiles
+from posefix_jax.data.pose_writer import Part
 from posefix_jax.evaluation.oks import oks_nms
 from posefix_jax.files import claim
-from posefix_jax.refining.file_job import Job, Part
-from posefix_jax.refining.refiner import Group, Outcome, Refiner
+from posefix_jax.refining.change_pictures import largest_changes, write_pictures
+from posefix_jax.refining.engine import Group, Refined, Results
+from posefix_jax.refining.file_job import FileJob, open_files
+from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import MADE_BY, Parts, merge, outputs_of
-from posefix_jax.report.pictures import GREEN, RED, draw_pose, side_by_side, write_picture
 from posefix_jax.report.progress import Progress
 from posefix_jax.runtime.devices import keep_compiled
 from posefix_jax.types import PosefixError
@@ -125,66 +127,111 @@ def refine(options: RefineOptions) -> dict:
     return refine_rows(refiner, options)
 
 
-def refine_rows(refiner: Refiner, options: RefineOptions, source: str | None = None) -> dict:
-    """As `refine`, with a refiner at hand; `source` is what the report calls the input."""
-    job = Job(
+def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
+    """As `refine`, with a refiner at hand."""
+    source = open_files(
         options.detections,
         options.out,
-        to=options.to,
         images=options.images,
         annotations=options.annotations,
         skeleton=options.skeleton,
         preferred=refiner.spec.skeleton,
-        rows_a_part=options.part_rows,
-        source=source,
     )
-    return _Run(refiner, options, job).run()
+    return refine_source(refiner, source, options)
 
 
-class _Run:
-    """One process's share of a job."""
+def refine_source(refiner: Refiner, source: PoseFiles, options: RefineOptions, source_name: str | None = None) -> dict:
+    """As `refine`, with a refiner and open files at hand; `source_name` is what the report calls the input."""
+    job = FileJob(
+        source,
+        options.out,
+        to=options.to,
+        images=options.images,
+        rows_per_part=options.part_rows,
+        source_name=source_name,
+    )
+    return _RefineJob(refiner, options, job).run()
 
-    def __init__(self, refiner: Refiner, options: RefineOptions, job: Job):
-        self.refiner, self.options, self.job = refiner, options, job
-        ours, theirs = refiner.spec.skeleton, job.skeleton
-        self._ours_in_theirs = joints_in(ours.joints, theirs.joints)
-        self._theirs_in_ours = joints_in(theirs.joints, ours.joints)
-        if not (np.asarray(refiner.spec.trained_joints) & (self._ours_in_theirs >= 0)).any():
+
+class JointMap:
+    """The way between the joints of a file and those of a refiner, matched by name."""
+
+    def __init__(self, file: Skeleton, refiner: Skeleton):
+        self._to_refiner = joints_in(refiner.joints, file.joints)
+        to_file = joints_in(file.joints, refiner.joints)
+        self._in_file = np.flatnonzero(to_file >= 0)
+        self._in_refiner = to_file[self._in_file]
+
+    @property
+    def shared(self) -> np.ndarray:
+        """[K] which of the refiner's joints the file has."""
+        return self._to_refiner >= 0
+
+    def to_refiner(self, joints: np.ndarray) -> np.ndarray:
+        """[K, 3] joints of a file in the refiner's order; those that the file lacks are missing."""
+        return np.where(self.shared[:, None], joints[self._to_refiner], 0.0)
+
+    def to_file(self, joints: np.ndarray, new: np.ndarray, old: np.ndarray, scale) -> np.ndarray:
+        """The file's joints with those replaced that differ between `old` and `new`; a joint that stayed keeps its values.
+
+        Args:
+          joints: [J, 3] of the file.
+          new, old: [K, 3] of the refiner, image pixels.
+          scale: [3] what the file's unit is in pixels.
+        """
+        joints = np.array(joints)
+        new, old = new[self._in_refiner], old[self._in_refiner]
+        changed = (new != old).any(axis=1)
+        joints[self._in_file[changed]] = (new / scale)[changed]
+        return joints
+
+
+class _RefineJob:
+    """One process's share of a job: rows to the refiner, and back into their parts."""
+
+    def __init__(self, refiner: Refiner, options: RefineOptions, job: FileJob):
+        self.refiner, self.options, self.job, self.source = refiner, options, job, job.source
+        ours, theirs, form = refiner.spec.skeleton, job.source.skeleton, job.source.format
+        self.joint_map = JointMap(theirs, ours)
+        if not (np.asarray(refiner.spec.trained_joints) & self.joint_map.shared).any():
             raise PosefixError(
-                f"{job.documents[0].path}: its joints ({theirs.name}: {', '.join(theirs.joints[:4])}, ...) share none "
+                f"{self.source.path}: its joints ({theirs.name}: {', '.join(theirs.joints[:4])}, ...) share none "
                 f"with those that the refiner moves ({ours.name}: {', '.join(ours.joints[:4])}, ...)"
             )
-        layout, place = job.layout, job.documents[0].path
-        scored = job.target.scored if job.target is not None else layout.score is not None
-        if layout.name == "parquet" and job.target is None:
-            scored = has_scores(place)
-        if options.rescore and not scored:
-            kind = options.to or layout.name
-            raise PosefixError(f"{place}: {kind} files have no place for a person's score to --rescore; add --to coco")
-        if options.oks_nms and not layout.whole and options.to is None:
+        if options.rescore and not job.writer.has_score:
+            kind = options.to or form.name
             raise PosefixError(
-                f"{place}: --oks-nms leaves out rows, and people of a {layout.name} file are not rows; add --to coco"
+                f"{self.source.path}: {kind} files have no place for a person's score to --rescore; add --to coco"
             )
-        self._places: dict = {}
-        self._seen: set = set()
+        if options.oks_nms and not form.row_per_person and options.to is None:
+            raise PosefixError(
+                f"{self.source.path}: --oks-nms leaves out rows, and people of a {form.name} file are not rows; add --to coco"
+            )
+        self.places = _Places(job.images)
+        self._checked = self._found = 0
+        self._seen: set[int] = set()
 
     def run(self) -> dict:
-        options, job = self.options, self.job
+        options, job, source = self.options, self.job, self.source
         index, shards = options.shard_of
-        self._found = self._rows = 0
-        store = job.start(settings=self._settings(), check=self._check, shards=shards)
-        if self._rows and not self._found:
+        store, rows = job.start(settings=self._settings(), check=self._check, shards=shards)
+        if self._checked and not self._found:
             raise job.images.none_of(self._example)
+        pictures = outputs_of(options.out)["pictures"]
         if options.pictures:
-            claim(outputs_of(options.out)["pictures"], MADE_BY, store.job, replace=True)
-        files = f"{len(job.documents)} {job.layout.name} file{'s' * (len(job.documents) > 1)}"
-        print(f"reads {files} with the joints of {job.skeleton.name}, {job.rows} poses", file=sys.stderr)
-        with Progress("refine", job.rows, unit="poses") as progress:
+            claim(pictures, MADE_BY, store.job, replace=True)
+        files = f"{len(source.files)} {source.format.name} file{'s' * (len(source.files) > 1)}"
+        print(f"reads {files} with the joints of {source.skeleton.name}, {rows} poses", file=sys.stderr)
+        with Progress("refine", rows, unit="poses") as progress:
             mine = self._refine_parts(store, index, shards, progress)
         if options.pictures:
-            self._write_pictures(store, index, shards)
+            changes = [c for part in range(index, store.count, shards) for c in store.header(part).get("changes", ())]
+            read = functools.partial(job.images.read_named, exif=options.exif)
+            write_pictures(
+                changes, options.pictures, pictures, read, self.refiner.spec.skeleton, fraction=source.format.fraction
+            )
         if shards > 1:
-            return {"shard": options.shard, "rows": mine, "of": job.rows}
+            return {"shard": options.shard, "rows": mine, "of": rows}
         return merge(options.out, store.job)
 
     def _settings(self) -> dict:
@@ -194,201 +241,193 @@ class _Run:
         return {"refiner": self.refiner.identity, "batch": self.refiner.batch_size, **fields}
 
     def _check(self, part: Part) -> None:
-        """What needs no decoding to be known is known before hours are spent."""
+        """Whatever can be known without decoding is known before hours are spent."""
         for row, pose in enumerate(part.poses):
             reason = self._why_not(pose)
-            self._rows += 1
-            if reason != "photograph missing":
-                self._found += 1
-            elif self._rows == 1:
+            if not self._checked:
                 self._example = pose.image
+            self._checked += 1
+            self._found += reason != PHOTOGRAPH_MISSING
             if reason is not None:
-                self._refuse(part, row, reason)
+                self._skip(part, row, reason)
         if self.options.oks_nms:
-            # An integer a photograph is all that is remembered.
+            # Only an integer per photograph is remembered.
             now = {hash(str(image)) for image in part.by_image()}
             if now & self._seen:
                 raise PosefixError(
-                    f"{self.job.documents[0].path}: rows of one photograph stand far apart, near row {part.first_row}; "
-                    "--oks-nms compares them: sort the file by image_id, or raise --part-rows"
+                    f"{self.source.path}: rows of one photograph are far apart, near row {part.first_row}; --oks-nms "
+                    "compares them: sort the file by image_id, or raise --part-rows"
                 )
             self._seen |= now
 
     def _why_not(self, pose) -> str | None:
+        """Why a row cannot be refined, as far as it can be told without its photograph."""
         if pose.category is not None and str(pose.category) != str(self.options.category):
             return f"category {pose.category}, not {self.options.category}"
         if not np.isfinite(pose.joints).all():
             return "a value is not finite"
-        return None if self._place(pose.image) is not None else "photograph missing"
+        return None if self.places.find(pose.image) is not None else PHOTOGRAPH_MISSING
 
-    def _place(self, image):
-        """Where a photograph is; the last ones are remembered."""
-        if image not in self._places:
-            if len(self._places) > 1 << 16:
-                self._places.clear()
-            self._places[image] = self.job.images.find(image)
-        return self._places[image]
-
-    def _refuse(self, part: Part, row: int, reason: str) -> None:
+    def _skip(self, part: Part, row: int, reason: str) -> None:
         if self.options.strict:
-            place = f"{self.job.documents[0].path}: row {part.first_row + row}"
+            place = f"{self.source.path}: row {part.first_row + row}"
             raise PosefixError(f"{place} cannot be refined: {reason} (--strict)")
         part.reasons[row] = reason
         if self.options.rescore and not (part.poses[row].joints[:, 2] > 0).any():
             part.scores[row] = 0.0
 
     def _refine_parts(self, store: Parts, index: int, shards: int, progress: Progress) -> int:
-        """Refines and writes this process's parts that are not there yet; returns how many rows they have."""
-        waits: dict[str, float] = {}
-        left: dict[int, int] = {}
-        done = mine = photographs = 0
+        """Refines and writes those parts of this process that are not done; returns how many rows they have."""
+        options = self.options
+        waiting: deque[tuple[Part, list[int]]] = deque()
+        done = rows = 0
         begun = time.monotonic()
 
-        def finish(part: Part) -> None:
-            nonlocal mine
-            mine += len(part.poses)
-            self.job.finish(self._judged(part), store)
-
-        def groups() -> Iterator[Group | None]:
+        def work() -> Iterator[list[Group]]:
             nonlocal done
-            for part in self.job.split():
+            for part in self.job.parts():
                 if part.number % shards != index or store.has(part.number):
                     done += len(part.poses)
                     progress.skip(len(part.poses))
                     continue
-                some = []
-                for image, rows in part.by_image().items():
-                    usable = []
-                    for row in rows:
-                        reason = self._why_not(part.poses[row])
-                        if reason is None:
-                            usable.append(row)
-                        else:
-                            self._refuse(part, row, reason)
-                    if usable:
-                        poses = np.stack([self._as_ours(part.poses[row].joints) for row in usable])
-                        boxes = tuple(part.poses[row].box for row in usable) if self.options.boxes else None
-                        some.append(Group(image, poses, (part, usable), self.job.fractions, boxes=boxes))
+                groups, usable = self._groups_of(part)
                 done += len(part.reasons)
-                left[part.number] = len(part.poses) - len(part.reasons)
-                if some:
-                    yield from some
-                    yield None
-                else:
-                    finish(part)
-                    progress.update(done)
+                waiting.append((part, usable))
+                yield groups
 
-        def read(image):
-            return self.job.images.read(self.job.images.find(image), exif=self.options.exif)
-
-        options = {"threads": self.options.threads, "min_score": self.options.min_score}
-        for group, i, outcome in self.refiner.run(
-            groups(), read, fill_missing=self.options.missing == "fill", waits=waits, **options
-        ):
-            part, rows = group.tag
-            if isinstance(outcome, str):
-                self._refuse(part, rows[i], outcome)
-            else:
-                self._take(part, rows[i], group, i, outcome)
-            if group.size_hw is not None:
-                part.sizes[group.image] = group.size_hw
-            left[part.number] -= 1
-            done += 1
-            photographs += i == 0
-            both = sum(waits.values()) or 1.0
-            bound = max(waits, key=waits.get, default="decode")
-            pace = photographs / max(time.monotonic() - begun, 1e-6)
-            share = 100 * waits.get(bound, 0) / both
-            progress.note = f"{pace:.1f} photographs/s, of its waiting {share:.0f} % is for {bound}"
+        def on_done(count: int) -> None:
+            nonlocal done
+            done += count
+            waits = self.refiner.engine.waits
+            bound = max(waits, key=waits.get)
+            share = waits[bound] / (sum(waits.values()) or 1.0)
+            name = {"decode": "decoding", "device": "the network"}[bound]
+            pace = self.places.read / max(time.monotonic() - begun, 1e-6)
+            progress.note = f"{pace:.1f} photographs/s, {share:.0%} of wait time: {name}"
             progress.update(done)
-            if not left[part.number]:
-                del left[part.number]
-                finish(part)
-        return mine
 
-    def _as_ours(self, joints: np.ndarray) -> np.ndarray:
-        """A pose of the file in the refiner's joints; those that the file lacks are missing."""
-        index = self._ours_in_theirs
-        return np.where(index[:, None] >= 0, joints[index], 0.0)
+        run = self.refiner.engine.run(
+            work(),
+            functools.partial(self.places.pixels, exif=options.exif),
+            threads=options.threads,
+            min_score=options.min_score,
+            fill_missing=options.missing == "fill",
+            on_done=on_done,
+        )
+        for results in run:
+            part, usable = waiting.popleft()
+            rows += len(part.poses)
+            self._place_back(part, usable, results)
+            self.job.finish(part, store)
+            progress.update(done)
+        return rows
 
-    def _take(self, part: Part, row: int, group: Group, i: int, outcome: Outcome) -> None:
-        """Puts a refined pose back into the file's joints and unit; a joint that stayed keeps its very values."""
-        ours = np.flatnonzero(self._theirs_in_ours >= 0)
-        new, old = outcome.poses[self._theirs_in_ours[ours]], group.poses[i][self._theirs_in_ours[ours]]
-        joints = np.array(part.poses[row].joints)
-        changed = (new != old).any(axis=1)
-        if group.fraction:
-            new = new / [group.size_hw[1], group.size_hw[0], 1]
-        joints[ours[changed]] = new[changed]
-        part.joints[row] = joints
-        if self.options.rescore:
-            score = part.poses[row].score
-            part.scores[row] = round((1.0 if score is None else score) * float(outcome.quality), 6)
+    def _groups_of(self, part: Part) -> tuple[list[Group], list[int]]:
+        """The part's photographs with their usable poses, and the rows of these poses in order."""
+        groups, rows = [], []
+        for image, of_image in part.by_image().items():
+            usable = []
+            for row in of_image:
+                reason = self._why_not(part.poses[row])
+                if reason is None:
+                    usable.append(row)
+                else:
+                    self._skip(part, row, reason)
+            if usable:
+                poses = np.stack([self.joint_map.to_refiner(part.poses[row].joints) for row in usable])
+                boxes = [part.poses[row].box for row in usable] if self.options.boxes else None
+                groups.append(Group(image, poses, self.source.format.fraction, boxes))
+                rows += usable
+        return groups, rows
 
-    def _judged(self, part: Part) -> Part:
-        """The part with its doubles left out and the rows that changed most noted."""
-        options = self.options
-        if options.oks_nms:
-            doubles: list[int] = []
-            files = [index for index, element in part.elements for _ in element.poses]
-            for rows in part.by_image().values():
-                refined = [row for row in rows if row in part.joints]
-                for _, some in groupby(sorted(refined, key=files.__getitem__), key=files.__getitem__):
-                    doubles += self._doubles(part, list(some))
-            for row in doubles:
+    def _place_back(self, part: Part, rows: list[int], results: Results) -> None:
+        """Puts the results into the part, in the file's joints and unit."""
+        part.sizes |= results.sizes
+        for row, result in zip(rows, results.poses, strict=True):
+            if not isinstance(result, Refined):
+                self._skip(part, row, result.reason)
+                continue
+            pose = part.poses[row]
+            scale = self._scale(part, pose.image)
+            old = self.joint_map.to_refiner(pose.joints) * scale
+            part.joints[row] = self.joint_map.to_file(pose.joints, result.poses, old, scale)
+            if self.options.rescore:
+                score = 1.0 if pose.score is None else pose.score
+                part.scores[row] = round(score * float(result.quality), 6)
+        if self.options.oks_nms:
+            for row in self._duplicates(part):
                 part.dropped.add(row)
                 part.reasons[row] = "OKS-NMS"
-        if options.pictures:
-            changes = ((self._change(part, row), row) for row in part.joints)
-            largest = heapq.nlargest(options.pictures, (change for change in changes if change[0] > 0))
+        if self.options.pictures:
             part.more["changes"] = [
-                [change, part.first_row + row, part.poses[row].image]
-                + [self._as_ours(joints).tolist() for joints in (part.poses[row].joints, part.joints[row])]
-                for change, row in largest
+                [change, part.first_row + row, part.poses[row].image, before.tolist(), after.tolist()]
+                for change, row, before, after in largest_changes(
+                    part, self.joint_map.to_refiner, self.options.pictures
+                )
             ]
-        return part
 
-    def _doubles(self, part: Part, rows: list[int]) -> list[int]:
-        """Refined rows of a photograph that OKS-NMS leaves out; the area of a pose is that of its joints."""
-        if len(rows) < 2:
-            return []
-        scale = [*part.sizes[part.poses[rows[0]].image][::-1], 1] if self.job.fractions else 1
-        joints = np.stack([self._as_ours(part.joints[row]) * scale for row in rows])
+    def _scale(self, part: Part, image: ImageId) -> np.ndarray:
+        """[3] what the file's unit is in image pixels."""
+        height, width = part.sizes[image] if self.source.format.fraction else (1, 1)
+        return np.array([width, height, 1.0])
+
+    def _duplicates(self, part: Part) -> list[int]:
+        """Refined rows that OKS-NMS leaves out, within a photograph and a file."""
+        duplicates: list[int] = []
+        files = [index for index, element in part.elements for _ in element.poses]
+        for image, rows in part.by_image().items():
+            refined = sorted((row for row in rows if row in part.joints), key=files.__getitem__)
+            for _, some in groupby(refined, key=files.__getitem__):
+                some = list(some)
+                duplicates += self._duplicates_of(part, some, self._scale(part, image)) if len(some) > 1 else []
+        return duplicates
+
+    def _duplicates_of(self, part: Part, rows: list[int], scale: np.ndarray) -> list[int]:
+        """Those of the rows that are left out; the area of a pose is that of its joints."""
+        joints = np.stack([self.joint_map.to_refiner(part.joints[row]) * scale for row in rows])
         xy, present = joints[..., :2], joints[..., 2] > 0
-        areas = [
-            geometry.PERSON_FILL * max(np.prod(geometry.joint_extent(*p)[2:]), 1.0)
-            for p in zip(xy, present, strict=True)
-        ]
+        extents = [geometry.joint_extent(*pose) for pose in zip(xy, present, strict=True)]
+        areas = np.array([geometry.PERSON_FILL * max(np.prod(extent[2:]), 1.0) for extent in extents])
         known = [part.scores.get(row, part.poses[row].score) for row in rows]
         scores = np.array([1.0 if score is None else score for score in known])
-        kept = set(
-            oks_nms(xy, scores, np.array(areas), self.options.oks_nms, self.refiner.spec.skeleton, present).tolist()
-        )
+        skeleton = self.refiner.spec.skeleton
+        kept = set(oks_nms(xy, scores, areas, self.options.oks_nms, skeleton, present).tolist())
         return [row for place, row in enumerate(rows) if place not in kept]
 
-    def _change(self, part: Part, row: int) -> float:
-        """How far the joints went, in sizes of the pose."""
-        before, after = self._as_ours(part.poses[row].joints), self._as_ours(part.joints[row])
-        both = (before[:, 2] > 0) & (after[:, 2] > 0)
-        if not both.any():
-            return 0.0
-        size = math.sqrt(np.prod(np.maximum(geometry.joint_extent(after[:, :2], after[:, 2] > 0)[2:], 1e-3)))
-        return float(np.linalg.norm(before[both, :2] - after[both, :2], axis=1).sum() / size)
 
-    def _write_pictures(self, store: Parts, index: int, shards: int) -> None:
-        """Of the rows of this process's parts that changed most."""
-        folder = outputs_of(self.options.out)["pictures"]
-        numbers = range(index, store.count, shards)
-        changes = (change for number in numbers for change in store.header(number).get("changes", ()))
-        for _, row, image, before, after in heapq.nlargest(self.options.pictures, changes, key=lambda c: c[0]):
-            try:
-                pixels = self.job.images.read(self._place(image), exif=self.options.exif)
-            except UnreadableImage:  # it was readable when it was refined
-                continue
-            scale = [pixels.shape[1], pixels.shape[0], 1] if self.job.fractions else 1
-            poses = np.asarray(before) * scale, np.asarray(after) * scale
-            picture = before_and_after(pixels, *poses, self.refiner.spec.skeleton)
-            write_picture(folder / f"row-{row:06d}.png", picture)
+class _Places:
+    """Where photographs are; the last ones are remembered, and those read are counted."""
+
+    def __init__(self, images: Images):
+        self._images, self._places, self.read = images, {}, 0
+
+    def find(self, image: ImageId) -> str | int | None:
+        if image not in self._places:
+            if len(self._places) > 1 << 16:
+                self._places.clear()
+            self._places[image] = self._images.find(image)
+        return self._places[image]
+
+    def pixels(self, image: ImageId, *, exif: bool) -> np.ndarray:
+        """Called from several threads. Raises UnreadableImage."""
+        self.read += 1
+        return self._images.read_named(image, exif=exif)
+
+
+PHOTOGRAPH_MISSING = "photograph missing"
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Combines the parts that all shards of `posefix refine --shard` wrote, and checks that none is missing."""
+
+    out: Path
+    """the --out of those runs"""
+
+
+def merge_shards(options: MergeOptions) -> dict:
+    """Writes OUT; returns the report. Raises PosefixError as `merge`."""
+    return merge(options.out)
 
 
 def summary_of(report: dict, out: Path) -> str:
@@ -403,22 +442,3 @@ def summary_of(report: dict, out: Path) -> str:
     for reason, count in report["reasons"].items():
         lines.append(f"{count} {'left out by' if reason == 'OKS-NMS' else 'passed through unchanged:'} {reason}")
     return "\n".join(lines)
-
-
-def before_and_after(image: np.ndarray, before: np.ndarray, after: np.ndarray, skeleton) -> np.ndarray:
-    """A picture of one person: [K, 3] poses in the image frame, cropped around both, 400 px high."""
-    present = [pose[:, 2] > 0 for pose in (before, after)]
-    points = np.concatenate([before[present[0], :2], after[present[1], :2]])
-    box = geometry.grow_box(geometry.joint_extent(points, np.ones(len(points), bool)), 1.4, minimum=20.0)
-    height = 400
-    width = int(np.clip(height * box[2] / box[3], 200, 800))
-    place = geometry.crop_geometry(geometry.fit_aspect(box, (height, width)), (height, width))
-    crop = warp_affine(image, place.image_to_crop, (height, width))
-    draw = functools.partial(draw_pose, crop, skeleton=skeleton)
-    return side_by_side(
-        [
-            draw(place.to_crop(before[:, :2]), present[0], color=RED),
-            draw(place.to_crop(after[:, :2]), present[1], color=GREEN),
-        ],
-        ["before", "after"],
-    )

@@ -11,8 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from posefix_jax.data.compose import annotations_tail
-from posefix_jax.data.tables import TableWriter
+from posefix_jax.data.formats import FORMATS
 from posefix_jax.files import (
     check_replaceable,
     claim,
@@ -82,9 +81,10 @@ class Parts:
     Args:
       out: the file, or the folder, that the job is to write.
       manifest: `job`, a text that is equal for two jobs whose output is the same; `rows`; `parts`, their number;
-        `single`, whether `out` is a file; `apart`, whether each photograph has a file; `parquet`; `head`, `tail` and
-        `between`, what the file has around and between the texts of the parts' segments; and what else the caller
-        wants to find again.
+        `single`, whether `out` is a file; `apart`, whether each photograph has a file; `format`, the name of the one
+        that is written; `head`, `between` and `tail`, the text around and between the segments of a file;
+        `lists_images`, whether the tail lists the images; `joints`, the names written; and `report`, what the report
+        begins with.
 
     Parts that another job left there are thrown away; a folder that no job made is refused.
     """
@@ -125,7 +125,8 @@ def part_path(folder: Path, job: str, part: int) -> Path:
 def _manifest(folder: Path) -> dict:
     """Raises PosefixError where the folder's manifest is not one."""
     content = read_json(folder / MANIFEST)
-    keys = {"job", "rows", "parts", "shards", "single", "apart", "parquet", "head", "between", "tail", "report"}
+    keys = {"job", "rows", "parts", "shards", "single", "apart", "format", "head", "between", "tail"}
+    keys |= {"lists_images", "joints", "report"}
     if not isinstance(content, dict) or not keys <= set(content):
         raise PosefixError(f"{folder / MANIFEST}: damaged; remove {folder} and run the job again")
     return content
@@ -214,16 +215,16 @@ def _segments(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _assemble_one(file: BinaryIO, manifest: dict, paths: Sequence[Path], name: str, images: list) -> None:
+    head, between, tail = (manifest[key] for key in ("head", "between", "tail"))
+    if manifest["lists_images"]:
+        tail = FORMATS[manifest["format"]].tail_of(images, manifest["joints"])
     with _writer(file, name, manifest) as write:
-        if not manifest["parquet"]:
-            write(manifest["head"].encode())
-        skip = len(manifest["between"].encode())
+        write(head.encode())
+        skip = len(between.encode())
         for _, data in _segments(paths):
             write(data[skip:])
             skip = max(skip - len(data), 0)
-        if not manifest["parquet"]:
-            tail = manifest["tail"]
-            write((annotations_tail(images, manifest["joints"]) if tail is None else tail).encode())
+        write(tail.encode())
 
 
 def _assemble_folder(out: Path, manifest: dict, paths: Sequence[Path], folder: Path) -> None:
@@ -256,16 +257,14 @@ def _assemble_folder(out: Path, manifest: dict, paths: Sequence[Path], folder: P
 
 @contextmanager
 def _writer(file: BinaryIO, name: str, manifest: dict):
-    """A function that takes bytes, for a plain, a packed or a table file."""
-    if manifest["parquet"]:
-        table = TableWriter(file)
-        yield table.write
-        table.close()
-    elif name.endswith(".gz"):
+    """A function that takes the bytes of a plain or gzipped file, or of a table."""
+    form = FORMATS[manifest["format"]]
+    if name.endswith(".gz") and not form.is_table:
         with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
             yield packed.write
     else:
-        yield file.write
+        with form.writer(file) as write:
+            yield write
 
 
 def _write_report(out: Path, report: dict, paths: Sequence[Path]) -> None:

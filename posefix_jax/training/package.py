@@ -16,7 +16,7 @@ KEEP_MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True)
-class ShipOptions:
+class PackageOptions:
     """Writes weights (16 bit) and spec of a trained refiner to a folder that `--checkpoint` takes."""
 
     checkpoint: Path
@@ -35,7 +35,7 @@ class ShipOptions:
     """set the divisor of the logits"""
 
 
-def ship(options: ShipOptions) -> str:
+def package(options: PackageOptions) -> str:
     """Returns a line for the terminal.
 
     Raises:

@@ -20,7 +20,7 @@ from posefix_jax.types import KINDS, PosefixError
 
 
 @dataclass(frozen=True)
-class SynthesiseOptions:
+class SynthesizeOptions:
     """Draws poses as training would see them: a sheet of examples, and how often each kind of error came."""
 
     data: tuple[str, ...]
@@ -49,7 +49,7 @@ class SynthesiseOptions:
             )
 
 
-def synthesise(options: SynthesiseOptions) -> str:
+def synthesize(options: SynthesizeOptions) -> str:
     """Writes the sheet; returns a table of realised frequencies beside the intended ones.
 
     Raises:
@@ -60,9 +60,9 @@ def synthesise(options: SynthesiseOptions) -> str:
     people = People(options.data)
     skeleton = people.skeleton
     people.check_detections(options.errors)
-    synthesize = make_synthesizer(options.errors, options.error_weights, skeleton)
+    synthesizer = make_synthesizer(options.errors, options.error_weights, skeleton)
     draw = jax.jit(
-        lambda batch, root: jax.vmap(synthesize)(
+        lambda batch, root: jax.vmap(synthesizer)(
             sample_keys(root, batch.epoch, batch.sample),
             jax.vmap(lambda record: person_of(record, np.ones(skeleton.num_joints, bool)))(batch),
         )
@@ -111,7 +111,7 @@ def _row(patch, patch_xy, labelled, poses, skeleton: Skeleton) -> np.ndarray:
     return side_by_side(tiles, ["truth", *(f"draw {i + 1}" for i in range(len(tiles) - 1))])
 
 
-def _table(kind, labelled, overlap, skeleton: Skeleton, options: SynthesiseOptions) -> str:
+def _table(kind, labelled, overlap, skeleton: Skeleton, options: SynthesizeOptions) -> str:
     """Share of each kind among the labelled joints of each group: drawn, and as the error model says."""
     intended = _intended(labelled, overlap, skeleton, options)
     names = [kind.name.lower() for kind in KINDS] + ["absent"]
@@ -141,7 +141,7 @@ def _table(kind, labelled, overlap, skeleton: Skeleton, options: SynthesiseOptio
     return "\n".join(lines)
 
 
-def _intended(labelled, overlap, skeleton: Skeleton, options: SynthesiseOptions) -> np.ndarray | None:
+def _intended(labelled, overlap, skeleton: Skeleton, options: SynthesizeOptions) -> np.ndarray | None:
     """[people, K, kinds] probabilities by the error models; None if a synthesiser has none."""
     models = [error_model_of(name) for name in options.errors]
     if any(model is None for model in models):

@@ -11,6 +11,8 @@ from posefix_jax.core.geometry import joint_extent
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.step import Batch, make_eval_step
 from posefix_jax.core.synthesis import make_synthesizer
+from posefix_jax.data.coco import Person
+from posefix_jax.data.formats import Pose
 from posefix_jax.data.pipeline import People, evaluation_batches
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, truth_of
 from posefix_jax.runtime.devices import compiler_options, data_mesh, place_batch, replicated, split
@@ -88,8 +90,8 @@ class Validator:
             xy, labelled = self.true_xy[i], self.labelled[i]
             joints = np.concatenate([np.where(labelled[:, None], xy, 0), 2.0 * labelled[:, None]], axis=1)
             box = joint_extent(xy, labelled)
-            people.append({"image_id": int(i), "joints": joints, "box": box, "area": self.area[i], "ignored": False})
-        return truth_of([person["image_id"] for person in people], people, self.spec.skeleton)
+            people.append(Person(int(i), int(i), joints, tuple(box), float(self.area[i])))
+        return truth_of([person.image_id for person in people], people, self.spec.skeleton)
 
     def poses(self, kind: str, variables, stop: Callable[[], bool] = lambda: False) -> Poses | None:
         """Runs the refiner over everybody, on all devices of all processes; None if `stop` says so in between."""
@@ -143,17 +145,13 @@ class Validator:
         return scores
 
     def _ap(self, truth, image_xy, given) -> float:
-        rows = [
-            {
-                "image_id": int(i),
-                "keypoints": np.concatenate([image_xy[i], np.ones((len(image_xy[i]), 1))], axis=1).ravel().tolist(),
-                "score": 1.0,
-            }
+        poses = [
+            Pose(int(i), np.concatenate([image_xy[i], np.ones((len(image_xy[i]), 1))], axis=1), score=1.0)
             for i in np.flatnonzero(given)
         ]
-        if not rows:
+        if not poses:
             return 0.0
-        return keypoint_scores(truth, rows, self.spec.skeleton).figures[FIGURES[0]]
+        return keypoint_scores(truth, poses, self.spec.skeleton).figures[FIGURES[0]]
 
 
 def line_of(kind: str, scores: dict[str, int | float]) -> str:

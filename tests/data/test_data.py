@@ -9,7 +9,8 @@ from conftest import detections_of, make_people
 
 from posefix_jax.core import geometry
 from posefix_jax.core.skeleton import COCO
-from posefix_jax.data.coco import box_iou, read_annotations, read_results
+from posefix_jax.data.coco import box_iou, read_annotations
+from posefix_jax.data.detections import read_detections
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, decode_jpeg, read_image, warp_affine
 from posefix_jax.data.pipeline import People, evaluation_batches, to_arrays, training_batches
@@ -214,20 +215,22 @@ def test_photographs_are_found_by_what_rows_call_them(tmp_path):
     ("content", "message"),
     [
         ('[{"image_id": 1,', "broken JSON at byte 16"),
-        ("[]", "an empty list"),
-        ('{"images": [], "annotations": []}', "as an annotation file is"),
-        ("3", "expected a list of result rows"),
-        ("[3]", "row 0 is int"),
-        ('[{"keypoints": []}]', "row 0 has no image_id"),
+        ("[]", "no poses to work on"),
+        ('{"images": [], "annotations": []}', "no poses"),
+        ("3", r"expected \[ or \{"),
+        ("[3]", "its first element is 3"),
+        ('[{"keypoints": []}]', "row 0: has no image_id"),
         ('[{"image_id": 1, "keypoints": [1, 2, 3]}]', "3 keypoint values, expected 51"),
         ('[{"image_id": 1, "keypoints": [' + ", ".join(['"a"'] * 51) + "]}]", "is no number"),
+        ('[{"image_id": 7, "score": 1, "keypoints": [' + ", ".join(["1"] * 51) + "]}]", "row 0 is of image 7"),
+        ('[{"image_id": 1, "keypoints": [' + ", ".join(["1"] * 51) + "]}]", "row 0 has no score"),
     ],
 )
 def test_bad_results_are_named(tmp_path, content, message):
     path = tmp_path / "d.json"
     path.write_text(content)
     with pytest.raises(PosefixError, match=message):
-        read_results(path, COCO)
+        read_detections(path, images={1: {}}, skeleton=COCO, annotations=tmp_path)
 
 
 def test_bad_annotations_are_named(tmp_path, people):

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.core.skeleton import COCO, OPENPOSE25, SKELETONS
 from posefix_jax.data import json_stream
-from posefix_jax.data.compose import TARGETS, converted
-from posefix_jax.data.formats import open_document
+from posefix_jax.data.formats import WRITABLE, Edit, to_skeleton
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, decode_image
 from posefix_jax.data.json_stream import JsonStream, edit
+from posefix_jax.data.pose_files import open_pose_file
 from posefix_jax.refining.convert import ConvertOptions, convert
 from posefix_jax.refining.refine_files import RefineOptions, refine_rows
 from posefix_jax.refining.refiner import Refiner
@@ -83,7 +83,7 @@ def read(path: Path) -> list:
     """All people, as (image, joints, track)."""
     people = []
     for file in files_of(path):
-        for element in open_document(str(file), skeleton=None, preferred=COCO).elements():
+        for element in open_pose_file(str(file), skeleton=None, preferred=COCO).elements():
             people += [(p.image, p.joints, p.track) for p in element.poses]
     return people
 
@@ -91,12 +91,12 @@ def read(path: Path) -> list:
 def test_found_out_and_read(sample):
     """By content alone; the people are those that were written."""
     name, path, skeleton = sample
-    documents = [open_document(str(file), skeleton=None, preferred=COCO) for file in files_of(path)]
+    documents = [open_pose_file(str(file), skeleton=None, preferred=COCO) for file in files_of(path)]
     assert {document.skeleton.joints for document in documents if not document.empty} == {skeleton.joints}
     people = read(path)
     assert len(people) == 3
     for (_, joints, _), expected in zip(people, bodies(skeleton), strict=True):
-        expected = part_of(expected) if documents[0].layout.fraction else expected
+        expected = part_of(expected) if documents[0].format.fraction else expected
         present = expected[:, 2] > 0
         np.testing.assert_allclose(joints[present, :2], expected[present, :2], atol=2e-6 * WIDTH, rtol=0)
         assert (joints[:, 2] > 0).tolist() == present.tolist()
@@ -108,8 +108,8 @@ def test_written_back_unchanged(sample):
     if name == "parquet":
         pytest.skip("a table is compared by its values, in test_refined_by_an_identity")
     for file in files_of(path):
-        document = open_document(str(file), skeleton=None, preferred=COCO)
-        text = "".join(e.lead + document.render(e, {}, {}) for e in document.elements())
+        document = open_pose_file(str(file), skeleton=None, preferred=COCO)
+        text = "".join(e.lead + document.format.edited(document, Edit(e)) for e in document.elements())
         assert text.encode() == content(file)
 
 
@@ -119,7 +119,7 @@ def test_one_joint_changes_its_own_characters(sample):
     if name == "parquet":
         pytest.skip("a table has no characters")
     file = files_of(path)[0]
-    document = open_document(str(file), skeleton=None, preferred=COCO)
+    document = open_pose_file(str(file), skeleton=None, preferred=COCO)
     out, before = "", []
     for element in document.elements():
         changes = {}
@@ -127,12 +127,12 @@ def test_one_joint_changes_its_own_characters(sample):
             before.append(pose.joints)
             joints = pose.joints.copy()
             joints[4, :2] = 0.25, 0.5
-            changes[i] = joints, (joints != pose.joints).any(axis=1)
-        out += element.lead + document.render(element, changes, {})
+            changes[i] = joints
+        out += element.lead + document.format.edited(document, Edit(element, changes))
     copy = file.with_name("copy" + "".join(file.suffixes))
     copy.write_bytes(gzip.compress(out.encode()) if file.name.endswith(".gz") else out.encode())
     after = [
-        pose.joints for e in open_document(str(copy), skeleton=None, preferred=COCO).elements() for pose in e.poses
+        pose.joints for e in open_pose_file(str(copy), skeleton=None, preferred=COCO).elements() for pose in e.poses
     ]
     others = np.arange(len(before[0])) != 4
     for old, new in zip(before, after, strict=True):
@@ -176,12 +176,12 @@ def test_joints_that_were_missing_are_filled_in(sample, identity, photographs, t
     assert (read(out)[1][1][-1, 2] > 0) == knows
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", WRITABLE)
 def test_converted_there_and_back(target, photographs, tmp_path):
     """COCO results to every format and back: the joints that the format has are the same."""
     source, there, back = (
         tmp_path / "r.json",
-        tmp_path / ("there.json" if not TARGETS[target].suffix else "there"),
+        tmp_path / ("there.json" if not WRITABLE[target].suffix else "there"),
         tmp_path / "back.json",
     )
     source.write_text(samples()["coco"][0][0][1])
@@ -190,23 +190,23 @@ def test_converted_there_and_back(target, photographs, tmp_path):
     assert report["rows"] == 3
     convert(ConvertOptions((str(there),), back, "coco", images=images))
     rows, again = (json.loads(p.read_text()) for p in (source, back))
-    kinds = {document.skeleton for document in [open_document(str(files_of(there)[0]), skeleton=None, preferred=COCO)]}
+    kinds = {document.skeleton for document in [open_pose_file(str(files_of(there)[0]), skeleton=None, preferred=COCO)]}
     joints = kinds.pop().joints
     for row, new in zip(rows, again, strict=True):
         a, b = (np.array(r["keypoints"]).reshape(-1, 3) for r in (row, new))
         assert str(row["image_id"]) in str(new["image_id"])
-        back_in_coco = converted(b, open_document(str(back), skeleton=None, preferred=COCO).skeleton, COCO)
+        back_in_coco = to_skeleton(b, open_pose_file(str(back), skeleton=None, preferred=COCO).skeleton, COCO)
         kept = np.isin(COCO.joints, joints) & (a[:, 2] > 0)
         np.testing.assert_allclose(back_in_coco[kept, :2], a[kept, :2], atol=2e-3)
 
 
 def test_necks_are_made_of_shoulders():
     pose = bodies(COCO)[0]
-    body = converted(pose, COCO, OPENPOSE25)
+    body = to_skeleton(pose, COCO, OPENPOSE25)
     np.testing.assert_allclose(body[OPENPOSE25.joints.index("neck")], pose[5:7].mean(axis=0))
     assert body[OPENPOSE25.joints.index("left_heel")].tolist() == [0, 0, 0]
     lacking = np.where(np.arange(17)[:, None] == 5, 0, pose)
-    assert converted(lacking, COCO, OPENPOSE25)[1].tolist() == [0, 0, 0]
+    assert to_skeleton(lacking, COCO, OPENPOSE25)[1].tolist() == [0, 0, 0]
 
 
 def test_joints_that_the_refiner_lacks_pass_through(tiny_spec, photographs, tmp_path):
@@ -363,9 +363,9 @@ def test_any_results_file_round_trips(data):
         row.pop("score", None)
     text = json.dumps(rows)
     fsspec.filesystem("memory").pipe("/any.json", text.encode())
-    document = open_document("memory://any.json", skeleton=None, preferred=COCO)
+    document = open_pose_file("memory://any.json", skeleton=None, preferred=COCO)
     elements = list(document.elements())
-    assert "".join(e.lead + document.render(e, {}, {}) for e in elements) == text
+    assert "".join(e.lead + document.format.edited(document, Edit(e)) for e in elements) == text
     for row, element in zip(rows, elements, strict=False):
         assert element.poses[0].joints.reshape(-1).tolist() == row["keypoints"]
 
@@ -387,7 +387,7 @@ def test_what_swells_is_refused(tmp_path):
     for name, data in cases.items():
         (tmp_path / name).write_bytes(gzip.compress(data, 1))
         with pytest.raises(PosefixError, match="white space|broken JSON|a line of more than"):
-            for _ in open_document(str(tmp_path / name), skeleton=None, preferred=COCO).elements():
+            for _ in open_pose_file(str(tmp_path / name), skeleton=None, preferred=COCO).elements():
                 pass
     image = fuzz.bomb(40000)
     with pytest.raises(UnreadableImage, match="raise the environment's OPENCV_IO_MAX_IMAGE_PIXELS"):
@@ -433,7 +433,7 @@ def test_files_without_people_take_after_the_others(identity, photographs, tmp_p
         "3.json": " [ ]\n",
     }
     (tmp_path / "in" / "9.json").write_text(samples()["coco"][0][0][1])
-    with pytest.raises(PosefixError, match="9.json is a coco file .* refine them apart"):
+    with pytest.raises(PosefixError, match="9.json is a coco file .* refine them separately"):
         refine_rows(identity, RefineOptions((str(tmp_path / "in"),), str(photographs), tmp_path / "out2"))
 
 
@@ -541,7 +541,7 @@ def test_tables_that_cannot_hold_what_comes_out_are_refused(tmp_path):
     ):
         pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
         with pytest.raises(PosefixError, match=message):
-            open_document(str(tmp_path / "t.parquet"), skeleton=None, preferred=COCO)
+            open_pose_file(str(tmp_path / "t.parquet"), skeleton=None, preferred=COCO)
 
 
 def test_what_a_format_cannot_hold_is_said_before_anything_is_refined(identity, photographs, tmp_path):
@@ -552,7 +552,7 @@ def test_what_a_format_cannot_hold_is_said_before_anything_is_refined(identity, 
             "mmpose",
             "a value is not finite; mmpose cannot hold",
         ),
-        ([row_of(77, pose), row_of(1, pose)], "yolo", "row 0: the photograph 77 is not there"),
+        ([row_of(77, pose), row_of(1, pose)], "yolo", "row 0: the photograph 77 is missing"),
         ([row_of("a/1.jpg", pose), row_of("b/1.jpg", pose)], "openpose", "would share one openpose file"),
     ):
         source = write_rows(tmp_path / "r.json", rows)

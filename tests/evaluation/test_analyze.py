@@ -12,24 +12,23 @@ from test_errors import TRUE, scene
 
 from posefix_jax.cli import main
 from posefix_jax.core.skeleton import COCO
-from posefix_jax.data.coco import read_annotations, read_results
-from posefix_jax.evaluation.errors import match_people, poses_of
+from posefix_jax.data.coco import read_annotations
+from posefix_jax.data.formats import Pose
+from posefix_jax.evaluation.errors import joints_of, match_file, match_people
 from posefix_jax.evaluation.intervals import clustered, wilson
 from posefix_jax.evaluation.oks import keypoint_scores, truth_of
-from posefix_jax.evaluation.profile import calibration, corrections, plain_rows, shares, together, transitions
+from posefix_jax.evaluation.profile import calibration, corrections, shares, together, transitions, with_joints
 from posefix_jax.types import ErrorKind
 
 
 def test_corrected_poses_score_as_the_truth():
     annotations, rows = scene()
-    nobody = np.column_stack([TRUE + 5000, np.ones(17)]).ravel().tolist()
-    rows.append({"image_id": 1, "keypoints": nobody, "score": 0.95})
-    matched, poses = match_people(annotations, rows), poses_of(annotations, rows)
-    people = [{**vars(p), "ignored": False} for p in annotations.people]
-    truth = truth_of(annotations.images, people, COCO)
+    rows.append(Pose(1, np.column_stack([TRUE + 5000, np.ones(17)]), score=0.95))
+    matched, poses = match_people(annotations, rows), joints_of(rows, COCO)
+    truth = truth_of(annotations.images, annotations.people, COCO)
 
     def ap(poses):
-        return keypoint_scores(truth, plain_rows(rows, poses), COCO).figures["AP"]
+        return keypoint_scores(truth, with_joints(rows, poses), COCO).figures["AP"]
 
     corrected = {name: ap(made) for name, made in corrections(matched, poses)}
     true = poses.copy()
@@ -137,7 +136,7 @@ def test_before_and_after(files, capsys):
     )
     report = json.loads((out / "analysis.json").read_text())
     annotations = read_annotations(files["truth"])
-    matched = match_people(annotations, read_results(files["r"], COCO))
+    matched = match_file(files["r"], annotations)[1]
     good = next(s for s in report["after"]["shares"] if s["by"] == "total" and s["kind"] == "good")
     assert good["count"] == (matched.kind == ErrorKind.GOOD).sum()
     change = report["change"]

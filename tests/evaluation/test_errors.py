@@ -15,9 +15,10 @@ from posefix_jax.core.skeleton import COCO, Skeleton
 from posefix_jax.core.synthesis import ErrorModel, synthesize_pose
 from posefix_jax.core.taxonomy import classify_joints
 from posefix_jax.data.coco import Annotations, Person
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.errors import match_people
 from posefix_jax.evaluation.oks import truth_of
-from posefix_jax.types import ErrorKind, PosefixError
+from posefix_jax.types import ErrorKind
 
 ABSENT, GOOD, JITTER, INVERSION, SWAP, MISS = ErrorKind
 NOSE, L_WRIST, R_WRIST = (COCO.joints.index(name) for name in ("nose", "left_wrist", "right_wrist"))
@@ -115,7 +116,7 @@ def scene(seed: int = 0, joints=None):
             twins = rng.random(17) < 0.2
             xy = np.where(twins[:, None], xy[COCO.flip_index], xy)
             pose = np.column_stack([xy, rng.random(17) > 0.1])[order]
-            rows.append({"image_id": image, "keypoints": pose.ravel().tolist(), "score": round(rng.random(), 1)})
+            rows.append(Pose(image, pose, score=round(rng.random(), 1)))
     skeleton = COCO if joints is None else permuted(joints)
     return Annotations(Path("truth.json"), {1: {}, 2: {}, 3: {}}, tuple(people), (), skeleton, {}), rows
 
@@ -161,32 +162,30 @@ def test_matching_is_by_score_and_crowds_are_nobody():
     crowd = Person(3, 1, np.column_stack([TRUE + 2000, np.full(17, 2)]), (2100.0, 2100.0, 450.0, 600.0), AREA)
 
     def row(shift, score):
-        return {
-            "image_id": 1,
-            "keypoints": np.column_stack([TRUE + shift, np.ones(17)]).ravel().tolist(),
-            "score": score,
-        }
+        return Pose(1, np.column_stack([TRUE + shift, np.ones(17)]), score=score)
 
     annotations = Annotations(Path(), {1: {}}, (person, beside), (crowd,), COCO, {})
     matched = match_people(annotations, [row(0, 0.2), row(4, 0.9), row(2000, 1.0), row(5, 0.1)])
     # The second takes the first person for its score; the first, though exact, is left the one beside; nobody for others.
     assert list(zip(matched.person, matched.row, strict=True)) == [(0, 1), (1, 0)]
     assert matched.overlap.tolist() == [1, 1] and matched.num_labelled.tolist() == [17, 17]
-    with pytest.raises(PosefixError, match="row 0 is of image 7"):
-        match_people(annotations, [{**row(0, 1), "image_id": 7}])
-    broken = row(0, 0.5)
-    broken["keypoints"][0] = math.nan
-    matched = match_people(annotations, [broken])
-    assert matched.absent.sum() == 1 and matched.absent[0, NOSE] and np.isfinite(matched.xy).all()
+    left_out = row(0, 0.5)
+    left_out.joints[NOSE] = 0
+    matched = match_people(annotations, [left_out])
+    assert matched.absent.sum() == 1 and matched.absent[0, NOSE]
 
 
 def test_matching_is_that_of_pycocotools():
     annotations, rows = scene()
     rows += scene(seed=5)[1]
-    rows = [{**row, "score": i / len(rows)} for i, row in enumerate(rows)]
-    truth = truth_of(annotations.images, [{**vars(p), "ignored": False} for p in annotations.people], COCO)
+    rows = [row._replace(score=i / len(rows)) for i, row in enumerate(rows)]
+    truth = truth_of(annotations.images, annotations.people, COCO)
+    results = [
+        {"image_id": row.image, "category_id": 1, "keypoints": row.joints.ravel().tolist(), "score": row.score}
+        for row in rows
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(truth, truth.loadRes([{**row, "category_id": 1} for row in rows]), "keypoints")
+        evaluator = COCOeval(truth, truth.loadRes(results), "keypoints")
         evaluator.params.iouThrs = np.array([0.1])
         evaluator.evaluate()
     images = evaluator.evalImgs[:3]  # of all areas

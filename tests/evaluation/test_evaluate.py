@@ -9,6 +9,7 @@ from pycocotools.coco import COCO as Coco
 from pycocotools.cocoeval import COCOeval
 
 from posefix_jax.core.skeleton import COCO, CROWDPOSE
+from posefix_jax.data.coco import Person
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of
 from posefix_jax.evaluation.fit import FitOptions, fit
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, oks_nms, truth_of
@@ -95,7 +96,7 @@ def test_crowdpose_evaluates_as_its_authors_write_it(tmp_path):
 
 def truth(content):
     people = [
-        {**entry, "joints": np.reshape(entry["keypoints"], (17, 3)), "box": entry["bbox"], "ignored": False}
+        Person(entry["id"], entry["image_id"], np.reshape(entry["keypoints"], (17, 3)), entry["bbox"], entry["area"])
         for entry in content["annotations"]
     ]
     return truth_of([image["id"] for image in content["images"]], people, COCO)

@@ -1,12 +1,15 @@
 """The metrics of other data sets than COCO, each against numbers worked out by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from metric_files import one_joint, person, pose, row, scorer, whole_body
 
 from posefix_jax.core.skeleton import COCO, CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY
+from posefix_jax.data.coco import Person
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of
 from posefix_jax.evaluation.posetrack import JOINTS, inside, posetrack_scores
 from posefix_jax.evaluation.scores import Truth
@@ -135,18 +138,18 @@ def naive_posetrack(people, rows, image_ids):
     for name in JOINTS:
         k, found, total = POSETRACK.joints.index(name), [], 0
         for image in image_ids:
-            group = [p for p in people if p["image_id"] == image]
-            poses = [np.reshape(r["keypoints"], (-1, 3)) for r in rows if r["image_id"] == image]
-            scores = [r["score"] for r in rows if r["image_id"] == image]
-            total += sum(p["joints"][k].any() for p in group)
+            group = [p for p in people if p.image_id == image]
+            poses = [r.joints for r in rows if r.image == image]
+            scores = [r.score for r in rows if r.image == image]
+            total += sum(p.joints[k].any() for p in group)
 
             def near(a, p, k):
-                both = a[k].any() and p["joints"][k].any()
-                return both and np.hypot(*(a[k] - p["joints"][k])[:2]) <= 0.5 * p["head_size"]
+                both = a[k].any() and p.joints[k].any()
+                return both and np.hypot(*(a[k] - p.joints[k])[:2]) <= 0.5 * p.head_size
 
             all_k = [POSETRACK.joints.index(j) for j in JOINTS]
             pck = [
-                [sum(near(a, p, i) for i in all_k) / max(sum(p["joints"][i].any() for i in all_k), 1) for p in group]
+                [sum(near(a, p, i) for i in all_k) / max(sum(p.joints[i].any() for i in all_k), 1) for p in group]
                 for a in poses
             ]
             for r, (a, s) in enumerate(zip(poses, scores, strict=True)):
@@ -172,25 +175,24 @@ def test_posetrack_against_a_naive_one_and_its_resampling():
         for i in range(3):
             joints = pose(POSETRACK, y=300 * i)
             joints[rng.random(17) < 0.2] = 0
-            people.append(
-                {"id": len(people), "image_id": image, "joints": joints, "head_size": 20.0 + 7 * rng.random()}
-            )
+            people.append(Person(len(people), image, joints, (0, 0, 1, 1), 1.0, 20.0 + 7 * rng.random()))
             for _ in range(rng.integers(0, 3)):
                 spread = rng.choice([1.0, 3.0, 6.0])
                 guess = pose(POSETRACK, y=300 * i) + [[*rng.normal(0, spread, 2), 0]]
                 guess[rng.random(17) < 0.1] = 0
                 guess[:, :2] += (guess[:, :2] != 0) * rng.normal(0, spread, (17, 2))
                 guess[guess[:, 2] == 0] = 0
-                rows.append(row(image, guess, float(rng.random())))
+                rows.append(Pose(image, guess, score=float(rng.random())))
     scores = posetrack_scores(Truth({i: {} for i in range(6)}, people, POSETRACK), rows)
     assert 20 < scores.figures["Total"] < 90
     counts = np.array([2, 0, 1, 3, 1, 0])
     images, again, repeated = {}, [], []
     for image, count in enumerate(counts):
         for copy in range(count):
-            images[image, copy] = {}
-            again += [{**p, "image_id": (image, copy)} for p in people if p["image_id"] == image]
-            repeated += [{**r, "image_id": (image, copy)} for r in rows if r["image_id"] == image]
+            name = f"{image}-{copy}"
+            images[name] = {}
+            again += [replace(p, image_id=name) for p in people if p.image_id == image]
+            repeated += [r._replace(image=name) for r in rows if r.image == image]
     expected = posetrack_scores(Truth(images, again, POSETRACK), repeated).figures["Total"]
     assert scores.resampled(counts) == pytest.approx(expected)
     assert scores.figures["Total"] == pytest.approx(naive_posetrack(people, rows, range(6)))

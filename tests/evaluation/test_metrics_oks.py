@@ -10,7 +10,8 @@ from pycocotools.cocoeval import COCOeval
 
 from posefix_jax.core.skeleton import AP10K, COCO, CROWDPOSE, WHOLEBODY
 from posefix_jax.data.coco import read_annotations
-from posefix_jax.data.formats import open_document
+from posefix_jax.data.formats import Edit
+from posefix_jax.data.pose_files import open_pose_file
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of
 from posefix_jax.types import PosefixError
 
@@ -109,20 +110,21 @@ def test_whole_body_rows_are_refined_in_their_lists(tmp_path):
     """A row of five lists is one pose of 133 joints; a joint that changes is other characters in its own list."""
     rows = [{**row(1, pose(COCO), 0.9), **whole_body(pose(WHOLEBODY))}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    document = open_document(str(tmp_path / "rows.json"), skeleton=None, preferred=COCO)
+    document = open_pose_file(str(tmp_path / "rows.json"), skeleton=None, preferred=COCO)
     assert document.skeleton is WHOLEBODY
     (element, _) = document.elements()
     joints = element.poses[0].joints
     np.testing.assert_array_equal(joints, pose(WHOLEBODY))
-    changed = np.arange(133) == 17 + 6 + 68 + 1  # the second of the left hand
-    again = json.loads(document.render(element, {0: (np.full((133, 3), 7.5), changed)}, {}))
+    new = joints.copy()
+    new[17 + 6 + 68 + 1] = 7.5  # the second of the left hand
+    again = json.loads(document.format.edited(document, Edit(element, {0: new})))
     assert again["lefthand_kpts"][3:6] == [7.5, 7.5, 7.5]
     rows[0]["lefthand_kpts"][3:6] = [7.5, 7.5, 7.5]
     assert again == rows[0]
     rows[0]["face_kpts"].pop()
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     with pytest.raises(PosefixError, match="row 0: face_kpts"):
-        list(open_document(str(tmp_path / "rows.json"), skeleton=None, preferred=COCO).elements())
+        list(open_pose_file(str(tmp_path / "rows.json"), skeleton=None, preferred=COCO).elements())
 
 
 def test_whole_body_scores_of_parts(score):

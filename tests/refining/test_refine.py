@@ -16,6 +16,7 @@ from format_samples import json_samples
 from pycocotools.coco import COCO
 
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
+from posefix_jax.refining.engine import Engine
 from posefix_jax.refining.refine_files import RefineOptions, refine, refine_rows
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import merge
@@ -186,7 +187,7 @@ def test_people_beyond_the_photograph(identity):
     poses = np.stack(
         [rng.uniform(low, high, (17, 2)) for low, high in ((-500, 600), (30, 120), (300, 400), (5, 5.001))]
     )
-    refined = identity.refine(image, poses)
+    refined = identity.refine(image, poses).poses
     np.testing.assert_allclose(refined[..., :2], poses, atol=0.05)
     assert (refined[..., 2] == 1).all()
 
@@ -198,7 +199,7 @@ def test_flip_is_undone(tiny_spec):
     pose[0, :2] = [[50, 50], [150, 150]]
     scale = 150 / 64  # extent 100, x 1.2 x 1.25, over 64 crop pixels
     for flip, expected in ((False, (8, 8)), (True, (0, 8))):
-        refined = Refiner(shift_network(spec), {}, spec, flip=flip, batch_size=8).refine(image, pose)
+        refined = Refiner(shift_network(spec), {}, spec, flip=flip, batch_size=8).refine(image, pose).poses
         moved = (refined[0, :, :2] - pose[0]) / scale
         np.testing.assert_allclose(moved, np.broadcast_to(expected, (17, 2)), atol=1e-3)
 
@@ -208,12 +209,12 @@ def test_untrained_joints_and_good_joints_stay(tiny_spec):
     image, pose = np.zeros((200, 200, 3), np.uint8), np.random.default_rng(0).uniform(60, 140, (1, 17, 2))
     trained = tuple(i >= 5 for i in range(17))
     spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, trained, DecodeConfig("ks"))
-    refined = Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8).refine(image, pose)
+    refined = Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8).refine(image, pose).poses
     assert (refined[0, :5, :2] == pose[0, :5]).all() and (refined[0, 5:, :2] != pose[0, 5:]).all()
     careful = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, trained, DecodeConfig("ks", keep_margin=1.0))
     sure = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, trained, DecodeConfig("ks", min_ks=1.0))
     for spec in (careful, sure):
-        kept = Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8).refine(image, pose)
+        kept = Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8).refine(image, pose).poses
         assert (kept[..., :2] == pose).all()
 
 
@@ -224,7 +225,7 @@ def test_decoder_keeps_a_good_input(tiny_spec):
     """
     image, pose = np.zeros((200, 200, 3), np.uint8), np.random.default_rng(0).uniform(60, 140, (1, 17, 2))
     spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, tiny_spec.trained_joints, DecodeConfig(keep_margin=0.3))
-    refined = Refiner(identity_network(spec), {}, spec, batch_size=8).refine(image, pose)
+    refined = Refiner(identity_network(spec), {}, spec, batch_size=8).refine(image, pose).poses
     assert (refined[..., :2] == pose).all()
 
 
@@ -250,22 +251,63 @@ def test_python_refuses_what_does_not_fit(identity):
         identity.refine(np.zeros((9, 9, 3), np.uint8), np.zeros((1, 16, 2)))
     with pytest.raises(PosefixError, match="uint8"):
         identity.refine(np.zeros((9, 9, 3)), np.zeros((1, 17, 2)))
-    assert identity.refine(np.zeros((9, 9, 3), np.uint8), np.zeros((0, 17, 3))).shape == (0, 17, 3)
+    with pytest.raises(PosefixError, match="2 photographs need as many arrays of poses"):
+        identity.refine([np.zeros((9, 9, 3), np.uint8)] * 2, [np.zeros((1, 17, 2))])
+    with pytest.raises(PosefixError, match=r"boxes must be \[1, 4\]"):
+        identity.refine(np.zeros((9, 9, 3), np.uint8), np.zeros((1, 17, 2)), boxes=np.zeros((2, 4)))
+    with pytest.raises(PosefixError, match="nowhere.jpg: No such file"):
+        identity.refine("nowhere.jpg", np.zeros((1, 17, 2)))
+    nobody = identity.refine(np.zeros((9, 9, 3), np.uint8), np.zeros((0, 17, 3)))
+    assert nobody.poses.shape == (0, 17, 3) and nobody.quality.shape == (0,)
+
+
+def test_python_takes_one_or_many(identity, people, caplog):
+    """A pose or several, a photograph or several, as array, greyscale or path: the same poses; quality says how good."""
+    path = sorted(people[1].glob("*.png"))[0]
+    image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    grey = image[..., 0]
+    poses = pose_of(np.random.default_rng(0).uniform(60, 140, (3, 17, 2)))
+    many = identity.refine(image, poses)
+    assert many.poses.shape == (3, 17, 3) and many.quality.shape == (3,) and (many.quality > 0).all()
+    one = identity.refine(path, poses[0])
+    np.testing.assert_allclose(one.poses, many.poses[0], atol=1e-4)
+    assert one.quality == pytest.approx(many.quality[0], abs=1e-5)
+    several = identity.refine([image, grey, path], [poses, poses[1], poses[:2]])
+    assert [np.shape(found.quality) for found in several] == [(3,), (), (2,)]
+    np.testing.assert_allclose(several[2].poses, many.poses[:2], atol=1e-4)
+    with caplog.at_level("INFO", "posefix_jax"):
+        Refiner(identity_network(identity.spec), {}, identity.spec, batch_size=8).refine(image, poses)
+    assert "compiling for batches of 8 crops" in caplog.text
+
+
+def test_python_boxes_scores_and_missing_joints(identity, people):
+    """A pose without a joint is estimated in its box, or comes back as it was with quality 0."""
+    image = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    poses = pose_of(np.random.default_rng(1).uniform(60, 140, (2, 17, 2)))
+    poses[0, :, 2] = 0.2
+    poses[1, 3, 2] = 0.0
+    plain = identity.refine(image, poses, min_score=0.3)
+    np.testing.assert_array_equal(plain.poses[0], poses[0])
+    assert plain.quality[0] == 0 < plain.quality[1] and plain.poses[1, 3, 2] > 0
+    kept = identity.refine(image, poses, min_score=0.3, fill_missing=False)
+    np.testing.assert_array_equal(kept.poses[1, 3], poses[1, 3])
+    boxes = identity.refine(image, poses, boxes=[(50, 50, 100, 100), (0, 0, 0, 0)], min_score=0.3)
+    assert boxes.quality[0] > 0 and (boxes.poses[0] != poses[0]).any()
 
 
 def test_goes_on_where_it_stopped(identity, job, monkeypatch):
     """Interrupted in the third of three parts: OUT is not there, and the second attempt sends only what was not done."""
     source(job).write_text(json.dumps(sorted(rows_of(source(job)) * 4, key=lambda row: row["image_id"])))  # 24 rows
     job = change(job, part_rows=8)
-    start, sent = Refiner.start, []
+    send, sent = Engine.send, []
 
     def third_time_unlucky(self, crops):
         sent.append(len(crops))
         if len(sent) == 3:
             raise KeyboardInterrupt
-        return start(self, crops)
+        return send(self, crops)
 
-    monkeypatch.setattr(Refiner, "start", third_time_unlucky)
+    monkeypatch.setattr(Engine, "send", third_time_unlucky)
     with pytest.raises(KeyboardInterrupt):
         refine_rows(identity, job)
     assert not job.out.exists() and len(list(job.out.with_name("r.json.parts").glob("*.part"))) == 1
@@ -331,7 +373,7 @@ def test_iterations_go_on_from_where_the_last_one_left(tiny_spec):
     pose[0, :2] = [[50, 50], [150, 150]]
     inner = np.arange(17) > 1  # the two corners are pushed to the border of the map
     once, thrice = (
-        Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8, iterations=k).refine(image, pose)
+        Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8, iterations=k).refine(image, pose).poses
         for k in (1, 3)
     )
     np.testing.assert_allclose(
@@ -358,7 +400,7 @@ def test_stream_is_refine_in_order(identity, people):
     endless = identity.stream((row for row in iter(lambda: (1, poses[0][:, :2]), None)), images)
     assert [next(endless).shape for _ in range(40)] == [(17, 3)] * 40
     endless.close()
-    with pytest.raises(PosefixError, match=r"must be \[17, 2 or 3\], found \(16, 2\)"):
+    with pytest.raises(PosefixError, match=r"of 1 must be \[N, 17, 2 or 3\], found \(1, 16, 2\)"):
         list(identity.stream([(1, np.zeros((16, 2)))], images))
 
 
@@ -368,9 +410,10 @@ def test_few_people_do_not_wait_for_a_batch(identity, people_count):
     refiner = Refiner(identity_network(identity.spec), {}, identity.spec, batch_size=32)
     image = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
     poses = pose_of(np.random.default_rng(1).uniform(60, 140, (people_count, 17, 2)))
-    crops, started = refiner.start([refiner.crop(image, pose) for pose in poses])
+    engine = refiner.engine
+    crops, started = engine.send([engine.crop(image, pose) for pose in poses])
     assert len(crops) == people_count and started.crop_xy.shape == (8 if people_count < 9 else 32, 17, 2)
-    np.testing.assert_allclose(refiner.refine(image, poses), poses, atol=0.01)
+    np.testing.assert_allclose(refiner.refine(image, poses).poses, poses, atol=0.01)
 
 
 def test_checkpoint_round_trip(tiny_spec, job, tmp_path):

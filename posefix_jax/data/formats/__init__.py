@@ -1,0 +1,48 @@
+"""The formats of pose files, one object each. To add one: a module here with a `Format`, and a place in `FORMATS`."""
+
+from posefix_jax.data.formats.base import Edit, Element, Format, JsonFormat, Photograph, Pose, PoseFile, to_skeleton
+from posefix_jax.data.formats.coco import CocoAnnotations, CocoResults, CocoWholeBody, Detectron2
+from posefix_jax.data.formats.mediapipe import MediaPipe
+from posefix_jax.data.formats.mmpose import MMPose, MMPoseImage
+from posefix_jax.data.formats.openpose import OpenPose
+from posefix_jax.data.formats.parquet import Parquet
+from posefix_jax.data.formats.posetrack17 import PoseTrack17
+from posefix_jax.data.formats.yolo import Yolo
+
+# An element is of the first format that it matches.
+FORMATS: dict[str, Format] = {
+    form.name: form
+    for form in (
+        Detectron2(),
+        MMPose(),
+        MMPoseImage(),
+        MediaPipe(),
+        CocoWholeBody(),
+        CocoResults(),
+        CocoAnnotations(),
+        OpenPose(),
+        PoseTrack17(),
+        Yolo(),
+        Parquet(),
+    )
+}
+"""Every format by name."""
+
+WRITABLE = {
+    name: FORMATS[name]
+    for name in ("coco", "coco-annotations", "mmpose", "openpose", "posetrack17", "mediapipe", "yolo", "parquet")
+}
+"""Those that `--to` writes."""
+
+__all__ = [
+    "FORMATS",
+    "WRITABLE",
+    "Edit",
+    "Element",
+    "Format",
+    "JsonFormat",
+    "Photograph",
+    "Pose",
+    "PoseFile",
+    "to_skeleton",
+]

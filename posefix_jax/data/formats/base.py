@@ -1,0 +1,441 @@
+"""What every format of pose files shares: the poses it holds, and the interface by which jobs read and write it."""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from posefix_jax.core.geometry import joint_extent
+from posefix_jax.core.skeleton import Skeleton, joints_in
+from posefix_jax.data.image_sources import open_binary
+from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
+from posefix_jax.types import PosefixError
+
+ImageId = int | str
+
+PROBLEMS = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+"""What reading a value of the wrong form raises."""
+
+
+class Pose(NamedTuple):
+    """One person of a file.
+
+    Attributes:
+      image: names the photograph: an id, a frame index, or a file name.
+      joints: [K, 3] float64, the file's own joints: x, y, score. x and y are image pixels, or fractions of the image's
+        width and height where the format says so. A joint with score 0 is missing.
+      path: where the person is in the element.
+      score, category, track, box: the person's own, None where the file has none; box is (x, y, width, height).
+      slots: in a format that lists only the joints it has: joint -> (its place in the list, whether it has a score).
+      slot: the place after the last of them.
+      extras: members of a COCO row that some metrics read (`EXTRAS`).
+    """
+
+    image: ImageId
+    joints: np.ndarray
+    path: tuple = ()
+    score: float | None = None
+    category: object = None
+    track: object = None
+    slots: Mapping[int, tuple[int, bool]] | None = None
+    slot: int = 0
+    box: tuple[float, ...] | None = None
+    extras: Mapping = {}
+
+
+class Element(NamedTuple):
+    """A piece of a file: the text before it, its own text (or table), its people, whether it is the file's first."""
+
+    lead: str
+    text: object
+    poses: Sequence[Pose] = ()
+    first: bool = False
+
+
+@dataclass
+class Edit:
+    """What changes in an element. Keys are indices of its people.
+
+    Attributes:
+      joints: new joints, [K, 3] in the file's joints and unit.
+      scores: new scores of persons.
+      dropped: people to leave out, in formats where an element is one person (or a table of them).
+    """
+
+    element: Element
+    joints: dict[int, np.ndarray] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
+
+    def changes(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(person, its new joints [K, 3], which of them changed [K])."""
+        for index, joints in self.joints.items():
+            yield index, joints, (joints != self.element.poses[index].joints).any(axis=1)
+
+
+class Photograph(NamedTuple):
+    """A photograph's people to write: its id, its file name if known, its people, the job's row of the first."""
+
+    image: ImageId
+    name: str | None
+    people: Sequence[Pose]
+    first_row: int
+
+
+class Format:
+    """A kind of file of poses: how it is recognized, read, edited in place, and written anew. Subclasses set what differs.
+
+    Attributes:
+      name: for `--to` and messages.
+      skeleton: the joints of every such file, where they are always the same.
+      fraction: coordinates are fractions of the image's width and height.
+      row_per_person: an element is one person, so that a person can be left out.
+      score_path: where a person's score is within the person; None if a score cannot be written in place.
+
+    Attributes of formats that can be written anew:
+      writable: whether it can.
+      written_skeleton: the joints of every such file; None: those of the input.
+      head, between, tail: the text around and between the elements of a file.
+      suffix: of the one file per photograph, where there is one per photograph; else "".
+      writes_score: a person has a score.
+      groups_people: the people of a photograph share one element.
+      lists_images: the file ends with a list of the images and their names (`tail_of`).
+      is_table: the file is binary; its pieces are Arrow streams.
+    """
+
+    name = ""
+    skeleton: Skeleton | None = None
+    fraction = False
+    row_per_person = False
+    score_path: tuple | None = None
+
+    writable = False
+    written_skeleton: Skeleton | None = None
+    head, between, tail = "[", ",\n", "]\n"
+    suffix = ""
+    writes_score = True
+    groups_people = True
+    lists_images = False
+    is_table = False
+
+    # Reading
+
+    def elements(self, file: "PoseFile") -> Iterator[Element]:
+        """The pieces of a file, in order; joined, their texts are the file's.
+
+        Raises:
+          PosefixError: the file is broken, or a person does not fit the format and `file.skeleton`; says where.
+        """
+        row = 0
+        with open_binary(file.path) as opened:
+            for lead, text, value in self.items(opened, file):
+                poses: list[Pose] = []
+                try:
+                    for pose in self.people(value, text, file) if text else ():
+                        if len(pose.joints) != file.skeleton.num_joints:
+                            raise ValueError(
+                                f"has {3 * len(pose.joints)} keypoint values, expected {3 * file.skeleton.num_joints} "
+                                f"(x, y, score of the {file.skeleton.num_joints} joints of {file.skeleton.name})"
+                            )
+                        poses.append(pose)
+                except PROBLEMS as error:
+                    raise file.unfit(row, error) from error
+                yield Element(lead, text, poses, first=row == 0)
+                row += 1
+
+    def count_joints(self, file: "PoseFile") -> int | None:
+        """How many joints the first person has; None if there is nobody. `file.skeleton` is not known yet."""
+        with open_binary(file.path) as opened:
+            for row, (_, text, value) in enumerate(self.items(opened, file)):
+                try:
+                    for pose in self.people(value, text, file) if text else ():
+                        return len(pose.joints)
+                except PROBLEMS as error:
+                    raise file.unfit(row, error) from error
+        return None
+
+    def items(self, opened: BinaryIO, file: "PoseFile") -> Iterator[Item]:
+        """The elements' texts and values."""
+        raise NotImplementedError
+
+    def people(self, value, text: str, file: "PoseFile") -> Iterator[Pose]:
+        """The people of an element; raises one of `PROBLEMS` where it has the wrong form."""
+        raise NotImplementedError
+
+    def has_score(self, file: "PoseFile") -> bool:
+        """Whether a person of the file has a score that can be changed in place."""
+        return self.score_path is not None
+
+    # Writing in place
+
+    def edited(self, file: "PoseFile", change: Edit) -> str:
+        """The element's text with other numbers; every other character stays."""
+        raise NotImplementedError
+
+    def write_back(self, file: "PoseFile", edits: Sequence[Edit]) -> bytes:
+        """Consecutive elements of a file with their changes."""
+        data, opening = [], None
+        for change in edits:
+            element = change.element
+            if change.dropped:
+                opening = element.lead if element.first else opening
+                continue
+            # The text that opens the file belongs to a row that is left out: the next row takes it over. There is a
+            # next one, since a photograph's best row is never left out and all its rows are in one part.
+            takes_over = opening is not None and element.text
+            data.append(opening if takes_over else element.lead)
+            opening = None if takes_over else opening
+            data.append(self.edited(file, change))
+        return "".join(data).encode()
+
+    # Writing anew
+
+    def as_lines(self) -> "Format":
+        """The same elements, one per line (`.jsonl`)."""
+        lines = copy.copy(self)
+        lines.head, lines.between, lines.tail = "", "\n", "\n"
+        lines.lists_images = False
+        return lines
+
+    def compose(self, photograph: Photograph) -> list[str]:
+        """The texts of a photograph's elements."""
+        raise NotImplementedError
+
+    def write_new(
+        self, photographs: Sequence[Photograph], *, single: bool, integer_ids: bool
+    ) -> list[tuple[str, bytes]]:
+        """(file name, its next bytes) of every photograph; "" for the only file.
+
+        Args:
+          single: all photographs go to one file.
+          integer_ids: every image id of the job is an integer.
+        """
+        if single:
+            texts = (text for photograph in photographs for text in self.compose(photograph))
+            return [("", "".join(self.between + text for text in texts).encode())]
+        return [
+            (self.file_of(p.image, p.name), "".join(text + "\n" for text in self.compose(p)).encode())
+            for p in photographs
+        ]
+
+    def tail_of(self, images: Sequence[Sequence], joints: Sequence[str]) -> str:
+        """The text after the last element, given the images (id, name) and the joints that were written."""
+        return self.tail
+
+    def file_of(self, image: ImageId, name: str | None) -> str:
+        """The name of a photograph's own file; without folders, whatever the row says."""
+        stem = PurePosixPath(name or str(image)).name
+        stem = stem if "." not in stem else stem.rsplit(".", 1)[0]
+        stem = re.sub(r"[\\/\x00-\x1f]", "_", stem).strip(". ").encode("utf-8", "replace").decode()
+        return (stem[:150] or "image") + self.suffix
+
+    @contextmanager
+    def writer(self, file: BinaryIO):
+        """A function that takes the bytes of the pieces, in order."""
+        yield file.write
+
+
+class JsonFormat(Format):
+    """A format of JSON: a list, an object with a list, or one value per line.
+
+    Attributes:
+      members: names in a document's object by which it is recognized.
+      list_in: the member that holds the elements; None: the first of `members`.
+      element_keys: names in an element by which a file of lines is recognized early.
+      visible: what is written as the score of a joint that is filled in, where it is a visibility.
+    """
+
+    members: tuple[str, ...] = ()
+    list_in: str | None = None
+    element_keys: tuple[str, ...] = ()
+    visible: int | None = None
+
+    def matches(self, entry: dict) -> bool:
+        """Whether an element of a list, or a line, is of this format."""
+        return False
+
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
+        """The people of an element; `image` is what the file's name says of the photograph."""
+        raise NotImplementedError
+
+    def paths(self, pose: Pose, joint: int) -> tuple:
+        """The paths of a joint's x, y and score within the element; None for a score that the file lacks."""
+        raise NotImplementedError
+
+    def people(self, value, text, file):
+        if not isinstance(value, dict):
+            raise ValueError(f"is {type(value).__name__}, expected an object")
+        return self.people_of(value, file.image)
+
+    def items(self, opened, file):
+        stream = JsonStream(opened, file.path)
+        lead = stream.space()
+        if file.list_in == "":
+            for item in stream.items(lead):
+                yield item if item.text else Item(item.lead + stream.rest(), "", None)
+        elif file.list_in is None:
+            while stream.peek():
+                value, text = stream.value()
+                yield Item(lead, text, value)
+                lead = stream.space()
+            yield Item(lead, "", None)
+        else:
+            for name, before in stream.members():
+                lead += before
+                if name == file.list_in and stream.peek() == "[":
+                    for item in stream.items(lead):
+                        if item.text:
+                            yield item
+                        else:
+                            lead = item.lead
+                elif name:
+                    lead += stream.value(LONGEST_ASIDE)[1]
+            yield Item(lead + stream.rest(), "", None)
+
+    def edited(self, file, change):
+        digits = 7 if self.fraction else 3
+        edits: dict[tuple, object] = {}
+        for index, joints, changed in change.changes():
+            pose = change.element.poses[index]
+            added = pose.slot
+            for joint in np.flatnonzero(changed).tolist():
+                x, y, score = joints[joint].tolist()
+                values = [round(x, digits), round(y, digits)]
+                if pose.slots is not None and joint not in pose.slots:
+                    point = {"id": [joint], "x": values[:1], "y": values[1:], "score": [round(score, 4)]}
+                    edits[(*pose.path, added)] = point
+                    added += 1
+                    continue
+                paths = self.paths(pose, joint)
+                if score != pose.joints[joint, 2] and paths[2] is not None:
+                    values.append(round(score, 4) if self.visible is None else self.visible)
+                edits |= zip(paths, values, strict=False)
+        for index, score in change.scores.items():
+            edits[(*change.element.poses[index].path, *self.score_path)] = round(score, 6)
+        return edit(change.element.text, edits) if edits else change.element.text
+
+
+@dataclass(frozen=True)
+class PoseFile:
+    """A file of poses that was opened by `data.pose_files.open_pose_file`.
+
+    Attributes:
+      path: a local path or URL.
+      format: what kind of file it is.
+      list_in: the member of the document's object that holds the elements, "" for a list, None for lines.
+      skeleton: the joints.
+      names: file names by image id, where the file has them.
+      empty: nobody is in it, so format and skeleton are those of the files read with it.
+      name: the path within the folder that was named.
+    """
+
+    path: str
+    format: Format
+    list_in: str | None
+    skeleton: Skeleton
+    names: Mapping | None = None
+    empty: bool = False
+    name: str = ""
+
+    @cached_property
+    def image(self) -> str:
+        """What the file's own name, with its folders in the input, says of the photograph."""
+        folders, _, _ = self.name.rpartition("/")
+        return f"{folders}/{stem_of(self.path)}" if folders else stem_of(self.path)
+
+    def elements(self) -> Iterator[Element]:
+        """As `Format.elements`."""
+        return self.format.elements(self)
+
+    def unfit(self, row: int, error: Exception) -> PosefixError:
+        """The message for an element that does not have the format's form."""
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        what = "a list in it has too few elements" if isinstance(error, IndexError) else what
+        what = f"has something of another kind ({error})" if isinstance(error, TypeError | AttributeError) else what
+        return PosefixError(f"{self.path}: row {row}: {what} (read as {self.format.name})")
+
+
+def stem_of(path: str) -> str:
+    """The name of a pose file without folders and suffixes: that of its photograph, where there is one file for each."""
+    stem = PurePosixPath(path).name.removesuffix(".gz")
+    stem = PurePosixPath(stem).stem
+    return stem.removesuffix("_keypoints").removeprefix("results_")  # OpenPose's, MMPose's
+
+
+def triples(values, where: str = "keypoints") -> np.ndarray:
+    """[K, 3] float64 of a flat list. Raises ValueError naming `where`."""
+    if not isinstance(values, list) or not values or len(values) % 3:
+        found = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
+        raise ValueError(f"{where}: expected a flat list of x, y, score of every joint, found {found}")
+    return numbers(values, where, axes=1).reshape(-1, 3)
+
+
+def numbers(values, where: str = "keypoints", *, axes: int) -> np.ndarray:
+    """Float64 of lists that are nested `axes` deep; None becomes NaN. Raises ValueError naming `where`."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError("a keypoint value is no number") from error
+    if array.dtype.kind not in "iufb":
+        if not all(value is None or isinstance(value, int | float) for value in array.ravel().tolist()):
+            raise ValueError("a keypoint value is no number")
+        array = array.astype(np.float64)  # an integer beyond 64 bits becomes a float
+    if array.ndim != axes:
+        form = "a flat list of numbers" if axes == 1 else "a list of lists of numbers"
+        raise ValueError(f"{where}: expected {form}, found {'lists in it' if array.ndim > axes else 'a flat one'}")
+    return array.astype(np.float64, copy=False)
+
+
+def score_of(entry: Mapping, key: str = "score") -> float | None:
+    """A person's score, None if it has none. Raises ValueError."""
+    value = entry.get(key)
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is not None and not isinstance(value, int | float):
+        raise ValueError(f"{key}: expected a number, found {value!r:.30}")
+    return None if value is None else float(value)
+
+
+def image_id(value) -> ImageId:
+    """An image id that is one. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("has no image_id (an integer or a name)")
+    return value
+
+
+def flat(pose: Pose) -> list[float]:
+    """x, y, score of every joint, rounded, to write."""
+    return [round(v, 3 if i % 3 < 2 else 4) for i, v in enumerate(pose.joints.reshape(-1).tolist())]
+
+
+def box_of(joints: np.ndarray) -> list[float]:
+    """x, y, width, height around the joints that are present, to write."""
+    present = joints[:, 2] > 0
+    return [round(v, 3) for v in joint_extent(joints[:, :2], present).tolist()] if present.any() else [0.0] * 4
+
+
+MIDDLES = {"neck": ("left_shoulder", "right_shoulder"), "mid_hip": ("left_hip", "right_hip")}
+"""Joints that are the middle of two others: where they are missing, they are computed."""
+
+
+def to_skeleton(joints: np.ndarray, given: Skeleton, wanted: Skeleton) -> np.ndarray:
+    """[K, 3] joints of `given` as those of `wanted`, matched by name.
+
+    A missing neck or mid-hip is the middle of its two joints; what else is missing is 0.
+    """
+    if given.joints == wanted.joints:
+        return joints
+    index = joints_in(wanted.joints, given.joints)
+    out = np.where(index[:, None] >= 0, joints[index], 0.0)
+    for name, ends in MIDDLES.items():
+        place = joints_in([name], wanted.joints)[0]
+        sides = joints_in(ends, given.joints)
+        if place >= 0 and index[place] < 0 and (sides >= 0).all() and (joints[sides, 2] > 0).all():
+            out[place] = joints[sides].mean(axis=0)
+    return out

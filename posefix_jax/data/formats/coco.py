@@ -1,0 +1,195 @@
+"""COCO's files of keypoints: results, annotations, COCO-WholeBody's results, and Detectron2's predictions."""
+
+import json
+import math
+
+import numpy as np
+
+from posefix_jax.core.skeleton import WHOLEBODY, WHOLEBODY_KEYS
+from posefix_jax.data.formats.base import (
+    PROBLEMS,
+    Element,
+    JsonFormat,
+    Photograph,
+    Pose,
+    box_of,
+    flat,
+    image_id,
+    score_of,
+    triples,
+)
+from posefix_jax.data.image_sources import open_binary
+from posefix_jax.types import PosefixError
+
+EXTRAS = {"annotation_id", "scores", "wholebody_score", *(f"{k.removesuffix('_kpts')}_score" for k in WHOLEBODY_KEYS)}
+"""Members of a row that metrics read: the person it is (PCKh), scores per joint (PoseTrack) or part (COCO-WholeBody)."""
+
+
+class CocoResults(JsonFormat):
+    """A list (or lines) of {image_id, category_id, keypoints, score}."""
+
+    name = "coco"
+    element_keys = ("keypoints",)
+    row_per_person = True
+    score_path = ("score",)
+    writable = True
+    groups_people = False
+
+    def matches(self, entry):
+        return bool(entry.keys() & {"image_id", "keypoints", "category_id"})
+
+    def people_of(self, entry, image):
+        image = image_id(entry.get("image_id"))
+        yield Pose(
+            image,
+            triples(entry.get("keypoints")),
+            score=score_of(entry),
+            category=entry.get("category_id"),
+            track=entry.get("track_id"),
+            box=valid_box(entry.get("bbox")),
+            extras={key: entry[key] for key in EXTRAS & entry.keys()},
+        )
+
+    def paths(self, pose, joint):
+        return tuple((*pose.path, "keypoints", 3 * joint + i) for i in range(3))
+
+    def compose(self, photograph):
+        return [
+            json.dumps({**_row(photograph, pose), "score": 1.0 if pose.score is None else pose.score})
+            for pose in photograph.people
+        ]
+
+
+class CocoWholeBody(CocoResults):
+    """COCO results with a list per part of the body: `keypoints`, `foot_kpts`, `face_kpts`, ..."""
+
+    name = "coco-wholebody"
+    element_keys = ()
+    skeleton = WHOLEBODY
+    writable = False
+    _places = tuple((key, place) for key, count in WHOLEBODY_KEYS.items() for place in range(count))
+
+    def matches(self, entry):
+        return set(WHOLEBODY_KEYS) <= entry.keys()
+
+    def people_of(self, entry, image):
+        parts = []
+        for key, count in WHOLEBODY_KEYS.items():
+            parts.append(triples(entry.get(key), key))
+            if len(parts[-1]) != count:
+                raise ValueError(
+                    f"{key}: expected {3 * count} values (x, y, score of {count} joints), found {len(entry[key])}"
+                )
+        for pose in super().people_of(entry, image):
+            yield pose._replace(joints=np.concatenate(parts))
+
+    def paths(self, pose, joint):
+        key, place = self._places[joint]
+        return tuple((*pose.path, key, 3 * place + i) for i in range(3))
+
+
+class CocoAnnotations(CocoResults):
+    """An object with `images`, `annotations` and `categories`; the third value of a joint is its visibility."""
+
+    name = "coco-annotations"
+    element_keys = ()
+    members = ("annotations", "images", "categories")
+    visible = 2
+    head = '{"annotations": ['
+    lists_images = True
+
+    def matches(self, entry):
+        return False
+
+    def people_of(self, entry, image):
+        image_id(entry.get("image_id"))
+        if entry.get("keypoints"):
+            yield from super().people_of(entry, image)
+
+    def compose(self, photograph):
+        texts = []
+        for i, pose in enumerate(photograph.people):
+            visible = np.column_stack([pose.joints[:, :2], 2.0 * (pose.joints[:, 2] > 0)])
+            box = box_of(visible)
+            more = {"id": photograph.first_row + i + 1, "bbox": box, "area": round(box[2] * box[3], 3), "iscrowd": 0}
+            more |= {"num_keypoints": int((visible[:, 2] > 0).sum())}
+            more |= {} if pose.score is None else {"score": pose.score}
+            keypoints = [int(v) if i % 3 == 2 else v for i, v in enumerate(flat(pose._replace(joints=visible)))]
+            texts.append(json.dumps({**_row(photograph, pose), **more, "keypoints": keypoints}))
+        return texts
+
+    def tail_of(self, images, joints):
+        entries = [{"id": image, **({"file_name": name} if name else {})} for image, name in dict(images).items()]
+        category = {"id": 1, "name": "person", "keypoints": list(joints)}
+        return f'],\n"images": {json.dumps(entries)},\n"categories": {json.dumps([category])}}}\n'
+
+
+class Detectron2(CocoResults):
+    """Detectron2's predictions: {image_id, instances: [COCO results]}."""
+
+    name = "detectron2"
+    element_keys = ()
+    row_per_person = False
+    writable = False
+
+    def matches(self, entry):
+        instances = entry.get("instances")
+        rows = isinstance(instances, list) and instances and isinstance(instances[0], dict)
+        return bool(rows) and "keypoint_scores" not in instances[0]
+
+    def people_of(self, entry, image):
+        for i, row in enumerate(entry["instances"]):
+            for pose in super().people_of({"image_id": entry["image_id"], **row}, image):
+                yield pose._replace(path=("instances", i))
+
+
+class CocoBoxes(CocoResults):
+    """COCO detection results, or the boxes of COCO annotations, read as results rows without a joint.
+
+    Not in `FORMATS`, since boxes alone are no poses. An element's text is made here: image_id, category_id, bbox,
+    keypoints, score. A crowd or another category is an element without text or people.
+    """
+
+    writable = False
+
+    def __init__(self, category: int):
+        self.category = category
+
+    def elements(self, file):
+        none = [0] * (3 * file.skeleton.num_joints)
+        lead = "["
+        with open_binary(file.path) as opened:
+            for row, (_, text, entry) in enumerate(self.items(opened, file)):
+                if not text:
+                    break
+                if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list) or "image_id" not in entry:
+                    raise PosefixError(f"{file.path}: row {row} has no image_id and bbox")
+                if entry.get("category_id", self.category) != self.category or entry.get("iscrowd"):
+                    yield Element("", "")
+                    continue
+                score = entry.get("score", 1.0)
+                values = [*entry["bbox"], score]
+                if len(values) != 5 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+                    raise PosefixError(
+                        f"{file.path}: row {row} needs a bbox of 4 finite numbers and a finite score, found {values!r:.80}"
+                    )
+                made = {"image_id": entry["image_id"], "category_id": self.category, "bbox": entry["bbox"]}
+                made |= {"keypoints": none, "score": score}
+                try:
+                    poses = list(self.people_of(made, file.image))
+                except PROBLEMS as error:
+                    raise file.unfit(row, error) from error
+                yield Element(lead, json.dumps(made), poses, first=lead == "[")
+                lead = ", "
+        yield Element("]" if lead != "[" else "[]", "")
+
+
+def valid_box(values) -> tuple[float, ...] | None:
+    """A valid bbox; None for any other."""
+    four = isinstance(values, list) and len(values) == 4 and all(isinstance(v, int | float) for v in values)
+    return tuple(map(float, values)) if four and np.isfinite(values).all() and min(values[2:]) > 0 else None
+
+
+def _row(photograph: Photograph, pose: Pose) -> dict:
+    row = {"image_id": photograph.image, "category_id": 1, "keypoints": flat(pose)}
+    return row | ({} if pose.track is None else {"track_id": pose.track})

@@ -1,0 +1,59 @@
+"""MMPose's predictions: of a video or folder (`instance_info`), of one image, and lines of them."""
+
+import json
+
+import numpy as np
+
+from posefix_jax.data.formats.base import JsonFormat, Pose, image_id, numbers, score_of
+
+
+class MMPoseImage(JsonFormat):
+    """A list of {keypoints [K][2], keypoint_scores [K]}: the people of one image, which the file's name tells."""
+
+    name = "mmpose-image"
+    members = ("instance_info",)
+
+    def matches(self, entry):
+        return {"keypoints", "keypoint_scores"} <= entry.keys()
+
+    def people_of(self, entry, image):
+        xy = numbers(entry["keypoints"], axes=2)
+        scores = numbers(entry["keypoint_scores"], "keypoint_scores", axes=1)
+        if xy.shape[1] < 2 or scores.shape != xy.shape[:1]:
+            raise ValueError(f"keypoints are {xy.shape} and keypoint_scores {scores.shape}, expected [K, 2] and [K]")
+        yield Pose(image, np.column_stack([xy[:, :2], scores]), (), score_of(entry, "bbox_score"))
+
+    def paths(self, pose, joint):
+        xy = (*pose.path, "keypoints", joint)
+        return (*xy, 0), (*xy, 1), (*pose.path, "keypoint_scores", joint)
+
+
+class MMPose(MMPoseImage):
+    """A list of frames {frame_id, instances: [people]}, alone or in an object's `instance_info`."""
+
+    name = "mmpose"
+    element_keys = ("instances",)
+    writable = True
+
+    def matches(self, entry):
+        return "instances" in entry
+
+    def people_of(self, entry, image):
+        known = [entry[key] for key in ("image_id", "file_name", "img_name", "frame_id") if key in entry]
+        image = image_id(known[0]) if known else image
+        for i, instance in enumerate(entry["instances"]):
+            for pose in super().people_of(instance, image):
+                yield pose._replace(path=("instances", i))
+
+    def compose(self, photograph):
+        instances = [
+            {
+                "keypoints": [[round(x, 3), round(y, 3)] for x, y in pose.joints[:, :2].tolist()],
+                "keypoint_scores": [round(v, 4) for v in pose.joints[:, 2].tolist()],
+                **({} if pose.score is None else {"bbox_score": pose.score}),
+            }
+            for pose in photograph.people
+        ]
+        key = "frame_id" if isinstance(photograph.image, int) else "image_id"
+        name = {"file_name": photograph.name} if photograph.name else {}
+        return [json.dumps({key: photograph.image, **name, "instances": instances})]

@@ -1,0 +1,29 @@
+"""OpenPose's JSON: a file per photograph, `people` with `pose_keypoints_2d`."""
+
+import json
+
+from posefix_jax.core.skeleton import OPENPOSE25
+from posefix_jax.data.formats.base import JsonFormat, Pose, flat, triples
+
+
+class OpenPose(JsonFormat):
+    """{people: [{pose_keypoints_2d}]}; the photograph is the one that the file's name tells."""
+
+    name = "openpose"
+    members = ("people",)
+    writable = True
+    written_skeleton = OPENPOSE25
+    head, between, tail = "", "\n", "\n"
+    suffix = "_keypoints.json"
+    writes_score = False
+
+    def people_of(self, entry, image):
+        if entry["pose_keypoints_2d"]:
+            yield Pose(image, triples(entry["pose_keypoints_2d"], "pose_keypoints_2d"))
+
+    def paths(self, pose, joint):
+        return tuple((*pose.path, "pose_keypoints_2d", 3 * joint + i) for i in range(3))
+
+    def compose(self, photograph):
+        people = [{"person_id": [-1], "pose_keypoints_2d": flat(pose)} for pose in photograph.people]
+        return [json.dumps({"version": 1.3, "people": people})]

@@ -1,0 +1,95 @@
+"""Ultralytics' labels: a text file per photograph, a line per person, in fractions of the image's width and height."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from posefix_jax.data.formats.base import Format, Pose, box_of
+from posefix_jax.data.json_stream import Item
+from posefix_jax.types import PosefixError
+
+_WORD = re.compile(r"\S+")
+_LONGEST = 1 << 20
+
+
+class Yolo(Format):
+    """Lines of: class, box (center x, y, width, height), joints (x, y, perhaps confidence), perhaps score and track."""
+
+    name = "yolo"
+    fraction = True
+    writable = True
+    head, between, tail = "", "\n", "\n"
+    suffix = ".txt"
+
+    def items(self, opened, file):
+        for line in _lines(opened, file.path):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise PosefixError(f"{file.path}: not text ({error})") from error
+            yield Item("", text, None) if text.strip() else Item(text, "", None)
+        yield Item("", "", None)
+
+    def people(self, _value, text, file):
+        joints = file.skeleton.num_joints
+        values = np.array([float(word) for word in text.split()])
+        each = _values_per_joint(len(values), joints)
+        pose = values[5 : 5 + each * joints].reshape(joints, each)
+        # Ultralytics writes 0 0 for a joint below its confidence, and the confidence beside it.
+        placed = (pose[:, :2] != 0).any(axis=1)
+        scores = np.where(placed, pose[:, 2], 0.0) if each == 3 else placed
+        rest = text.split()[5 + each * joints :]
+        # A lone whole number beyond 1 is a track without a confidence.
+        lone = len(rest) == 1 and rest[0].isdecimal() and int(rest[0]) > 1
+        score, track = (None, rest[0]) if lone else (*rest, None, None)[:2]
+        score = None if score is None else float(score)
+        joints = np.column_stack([pose[:, :2], scores])
+        yield Pose(file.image, joints, (), score, track=track and int(float(track)))
+
+    def edited(self, file, change):
+        line = change.element.text
+        if not change.joints:
+            return line
+        words = list(_WORD.finditer(line))
+        each = _values_per_joint(len(words), file.skeleton.num_joints)
+        new = {}
+        for _, joints, changed in change.changes():
+            for joint in np.flatnonzero(changed).tolist():
+                new |= {5 + each * joint + i: f"{joints[joint, i]:.6g}" for i in range(each)}
+        pieces, done = [], 0
+        for index in sorted(new):
+            pieces += line[done : words[index].start()], new[index]
+            done = words[index].end()
+        return "".join([*pieces, line[done:]])
+
+    def compose(self, photograph):
+        lines = []
+        for pose in photograph.people:
+            x, y, w, h = box_of(pose.joints)
+            values = [x + w / 2, y + h / 2, w, h, *pose.joints.reshape(-1).tolist()]
+            values += [] if pose.score is None else [pose.score]
+            lines.append(" ".join(["0", *(f"{v:.6g}" for v in values)]))
+        return lines
+
+
+def _lines(file, path: str) -> Iterator[bytes]:
+    rest = b""
+    while data := file.read(1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+        if len(rest) > _LONGEST:
+            raise PosefixError(f"{path}: a line of more than {_LONGEST} bytes; expected one per person")
+    if rest:
+        yield rest
+
+
+def _values_per_joint(words: int, joints: int) -> int:
+    """2 or 3, from how many numbers a line has."""
+    for values in (3, 2):
+        if 0 <= words - 5 - values * joints <= 2:
+            return values
+    raise ValueError(
+        f"{words} numbers in a line, expected 5 (class and box) + {3 * joints} or {2 * joints} ({joints} joints) + up "
+        "to 2; for other joints give --skeleton"
+    )

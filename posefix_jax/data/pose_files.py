@@ -1,0 +1,321 @@
+"""Files of poses, whatever estimator wrote them: found, recognized by content, read one element at a time.
+
+An element keeps its own text and says which people are in it. Written back, only the numbers that changed are other
+characters.
+"""
+
+import glob
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import fsspec
+
+from posefix_jax.core.skeleton import POSETRACK, SKELETONS, Skeleton, skeleton_from_category
+from posefix_jax.data.formats import FORMATS, Element, Format, JsonFormat, PoseFile
+from posefix_jax.data.formats.base import ImageId, image_id
+from posefix_jax.data.image_sources import open_binary
+from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
+from posefix_jax.files import inside
+from posefix_jax.types import PosefixError
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet")
+"""Names that a folder's pose files end with, perhaps followed by .gz."""
+_JSON = [form for form in FORMATS.values() if isinstance(form, JsonFormat)]
+
+
+def find_files(patterns: Sequence[str], out: Path, outputs: Sequence[Path] = ()) -> list[tuple[str, str]]:
+    """The files that paths, URLs, folders and patterns name, each with the name it gets in an output folder.
+
+    That name is "" for a single file that was named itself.
+
+    Args:
+      out: the output folder.
+      outputs: files and folders of the job itself, which are no input.
+
+    Raises:
+      PosefixError: one of them names no file.
+    """
+    found: list[tuple[str, str]] = []
+    several = len(patterns) > 1
+    for pattern in patterns:
+        remote = "://" in pattern
+        try:
+            files, root = fsspec.url_to_fs(pattern) if remote else (None, pattern)
+            folder = files.isdir(root) if remote else Path(root).is_dir()
+            if folder:
+                several = True
+                start = f"{root.rstrip('/')}/"
+                if remote:
+                    listed = [(path, path.removeprefix(start)) for path in files.find(root)]
+                else:
+                    listed = _listed(Path(root), outputs)
+                named = sorted((p, name) for p, name in listed if name.removesuffix(".gz").endswith(SUFFIXES))
+            elif glob.has_magic(pattern) and (remote or not Path(root).exists()):
+                several = True
+                some = sorted(files.glob(root) if remote else glob.glob(pattern, recursive=True))
+                named = [(p, PurePosixPath(p).name) for p in some]
+            else:
+                named = [(root, PurePosixPath(root).name)]
+        except (ImportError, ValueError) as error:
+            raise PosefixError(f"{pattern}: {error}") from error
+        if not named:
+            raise PosefixError(f"{pattern}: no file of poses there ({', '.join(SUFFIXES)}, or these with .gz)")
+        for path, name in named:
+            inside(out, name, f"{pattern}: {path}")
+            found.append((files.unstrip_protocol(path) if remote else path, name))
+    names = [name for _, name in found]
+    if not several:
+        return [(path, "") for path, _ in found]
+    double = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if double is not None:
+        raise PosefixError(f"two input files are called {double}; give their folder instead")
+    return found
+
+
+def _listed(folder: Path, outputs: Sequence[Path]) -> list[tuple[str, str]]:
+    """All files of a folder but those of the job itself, with their names in it."""
+    ours = [path.resolve() for path in outputs]
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return [
+        (str(path), path.relative_to(folder).as_posix())
+        for path in files
+        if not any(path.resolve().is_relative_to(our) for our in ours)
+    ]
+
+
+class PoseFiles:
+    """Files of poses of one format and one joint set, read as one stream of rows.
+
+    Args:
+      files: (path or URL, name in the output) of each, as `find_files` gives them.
+      skeleton: the files' joints, where they do not say them themselves.
+      preferred: the joints of a file that says only their number, if it has that many.
+      annotations: a COCO file whose `images` give the file names of the photographs.
+
+    Attributes:
+      files: the opened files.
+      format, skeleton: what they have in common.
+      names: file names by image id, of `annotations` or else of the files themselves; None where nobody gives any.
+
+    Raises:
+      PosefixError: a file is not one of poses, or they differ in format or joints.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[str, str]],
+        *,
+        skeleton: Skeleton | None,
+        preferred: Skeleton,
+        annotations: Path | None = None,
+    ):
+        opened = [open_pose_file(path, skeleton=skeleton, preferred=preferred, name=name) for path, name in files]
+        self._set(opened, annotations)
+
+    @classmethod
+    def of(cls, files: Sequence[PoseFile], annotations: Path | None = None) -> "PoseFiles":
+        """The same of files that are open already."""
+        self = cls.__new__(cls)
+        self._set(files, annotations)
+        return self
+
+    def _set(self, files: Sequence[PoseFile], annotations: Path | None) -> None:
+        model = next((file for file in files if not file.empty), files[0])
+        self.skeleton, self.format, self._annotations = model.skeleton, model.format, annotations
+        self.files: list[PoseFile] = []
+        for file in files:
+            if file.empty:
+                file = replace(file, skeleton=self.skeleton)
+            elif file.skeleton.joints != self.skeleton.joints or file.format is not self.format:
+                raise PosefixError(
+                    f"{file.path} is a {file.format.name} file with the joints of {file.skeleton.name}, {model.path} a "
+                    f"{self.format.name} file with those of {self.skeleton.name}; refine them separately"
+                )
+            self.files.append(file)
+        self.names = self._own_names() if annotations is None else read_file_names(annotations)
+
+    def _own_names(self) -> Mapping | None:
+        names: dict = {}
+        for file in self.files:
+            for image, name in (file.names or {}).items():
+                if names.setdefault(image, name) != name:
+                    raise PosefixError(
+                        f"{file.path}: image id {image} is {name}, in a file before it {names[image]}; refine them "
+                        "separately, or give --annotations for all"
+                    )
+        return names or None
+
+    @property
+    def path(self) -> str:
+        """The first file's, for messages."""
+        return self.files[0].path
+
+    def name_of(self, image: ImageId) -> str | None:
+        """The photograph's file name, if an annotation file or the row itself gives it."""
+        name = (self.names or {}).get(image)
+        return name if name is not None or not isinstance(image, str) or "." not in image else image
+
+    def elements(self) -> Iterator[tuple[int, Element]]:
+        """The pieces of all files in order, each with the index of its file."""
+        for index, file in enumerate(self.files):
+            for element in file.elements():
+                yield index, element
+
+    def digest(self) -> str:
+        """A digest of the bytes of all files, and of the annotations that name the photographs."""
+        digest = hashlib.sha256()
+        for path in [file.path for file in self.files] + (
+            [] if self._annotations is None else [str(self._annotations)]
+        ):
+            with open_binary(path) as opened:
+                while data := opened.read(1 << 20):
+                    digest.update(data)
+        return digest.hexdigest()
+
+
+def open_pose_file(path: str, *, skeleton: Skeleton | None, preferred: Skeleton, name: str = "") -> PoseFile:
+    """Recognizes a file of poses by its beginning (and, for annotations, its images and categories).
+
+    Args:
+      path: a local path or URL; gzip is unpacked.
+      skeleton: the file's joints, where the user says them.
+      preferred: the joints of a file that says only their number, if it has that many.
+      name: the file's path within the folder that was named.
+
+    Raises:
+      PosefixError: not a file of poses.
+    """
+    if path.endswith((".pth", ".pkl", ".pt", ".npy", ".npz")):
+        raise PosefixError(
+            f"{path}: pickle files are refused, since they can hold programs; Detectron2 writes the same poses to "
+            "coco_instances_results.json"
+        )
+    file = PoseFile(path, *_recognized(path), skeleton or preferred, name=name)
+    if file.list_in == "annotations":
+        with open_binary(path) as opened:
+            names, found = _names_and_joints(JsonStream(opened, path), path)
+        file, skeleton = replace(file, names=names or {}), skeleton or found
+    skeleton = file.format.skeleton or skeleton
+    if file.format.name == "yolo" or (skeleton is not None and not file.format.is_table):
+        return replace(file, skeleton=skeleton or preferred)
+    count = file.format.count_joints(file)
+    if count is None:
+        return replace(file, empty=True)
+    return replace(file, skeleton=_skeleton_of(path, skeleton, preferred, count))
+
+
+def _skeleton_of(path: str, given: Skeleton | None, preferred: Skeleton, count: int) -> Skeleton:
+    known = [given] if given is not None else [preferred, *SKELETONS.values()]
+    for skeleton in known:
+        if skeleton.num_joints == count:
+            return skeleton
+    raise PosefixError(
+        f"{path}: row 0 has {3 * count} keypoint values, expected {3 * known[0].num_joints} (x, y, score of the "
+        f"{known[0].num_joints} joints of {known[0].name}); say what its {count} joints are with --skeleton FILE"
+    )
+
+
+def _recognized(path: str) -> tuple[Format, str | None]:
+    """A file's format, and where its elements are."""
+    with open_binary(path) as opened:
+        head = opened.read(4)
+    if head == b"PAR1":
+        return FORMATS["parquet"], None
+    if path.removesuffix(".gz").endswith(".txt"):
+        return FORMATS["yolo"], None
+    with open_binary(path) as opened:
+        return _recognized_json(JsonStream(opened, path), path)
+
+
+def _recognized_json(stream: JsonStream, path: str) -> tuple[Format, str | None]:
+    stream.space()
+    if stream.peek() == "[":
+        form = FORMATS["coco"]  # of an empty list
+        for item in stream.items():
+            if item.text:
+                form = _format_of(item.value, path)
+                if not _nobody(item.value):
+                    break
+        return form, ""
+    if stream.peek() != "{":
+        stream.take("[{")
+    for name, _ in stream.members():
+        forms = [form for form in _JSON if name in form.members]
+        if len(forms) > 1:
+            first = next((item.value for item in stream.items()), None)
+            return next((form for form in forms if isinstance(first, dict) and form.matches(first)), forms[0]), name
+        if forms:
+            return forms[0], forms[0].members[0]
+        if name:
+            stream.value(LONGEST_ASIDE)
+            if any(name in form.element_keys for form in _JSON):
+                break
+    with open_binary(path) as opened:
+        lines = JsonStream(opened, path)
+        lines.space()
+        while lines.peek():
+            value = lines.value()[0]
+            lines.space()
+            if not _nobody(value):
+                break
+    return _format_of(value, path), None
+
+
+def _nobody(value) -> bool:
+    """Whether an element is a frame without people, which does not tell detectron2 from mmpose."""
+    return isinstance(value, dict) and value.get("instances") == []
+
+
+def _format_of(entry, path: str) -> Format:
+    """The format of an element of a list, or of a line."""
+    for form in _JSON if isinstance(entry, dict) else ():
+        if form.matches(entry):
+            return form
+    found = f"an object with {', '.join(sorted(entry)[:5])}" if isinstance(entry, dict) else f"{entry!r:.40}"
+    raise PosefixError(
+        f"{path}: no poses in a known form: its first element is {found}; expected COCO results (image_id, keypoints, "
+        "score), or one of the other formats of docs/formats.md"
+    )
+
+
+def read_file_names(path: Path) -> dict[ImageId, str]:
+    """File names by image id, of any COCO file with `images`.
+
+    Raises:
+      PosefixError: no such file, or no images in it.
+    """
+    with open_binary(str(path)) as opened:
+        names, _ = _names_and_joints(JsonStream(opened, str(path)), str(path))
+    if names is None:
+        raise PosefixError(f"{path}: no list of images in it; expected a COCO annotation file")
+    return names
+
+
+def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skeleton | None]:
+    """File names by image id (None without `images`) and the skeleton of a COCO or PoseTrack 2018 annotation file."""
+    names, skeleton, posetrack = None, None, False
+    stream.space()
+    for name, _ in stream.members():
+        if name == "images" and stream.peek() == "[":
+            names = {}
+            for _, text, image in stream.items():
+                if not text:
+                    continue
+                if not isinstance(image, dict) or "id" not in image:
+                    raise PosefixError(f"{path}: an entry of images has no id")
+                posetrack |= "vid_id" in image or "is_labeled" in image
+                if "file_name" in image:
+                    names[image_id(image["id"])] = str(image["file_name"])
+        elif name == "categories":
+            categories, _ = stream.value()
+            for category in categories if isinstance(categories, list) else ():
+                if isinstance(category, dict) and category.get("keypoints") and skeleton is None:
+                    skeleton = skeleton_from_category(category)
+        elif name == "annotations" and stream.peek() == "[":
+            for _ in stream.items():
+                pass
+        elif name:
+            stream.value(LONGEST_ASIDE)
+    return names, skeleton or (POSETRACK if posetrack else None)
