@@ -17,7 +17,9 @@ from posefix_jax.evaluation.scores import Scores, Truth
 FIGURES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
 
-def keypoint_similarity(xy: np.ndarray, true_xy: np.ndarray, area: np.ndarray, skeleton: Skeleton) -> np.ndarray:
+def keypoint_similarity(
+    xy: np.ndarray, true_xy: np.ndarray, area: np.ndarray | float, skeleton: Skeleton
+) -> np.ndarray:
     """KS of [..., K, 2] points in float64; `area` [...] in the same pixels, squared."""
     return similarity(((np.asarray(xy, np.float64) - true_xy) ** 2).sum(axis=-1), np.asarray(area), skeleton)
 
