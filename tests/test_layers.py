@@ -19,7 +19,8 @@ FLOORS = [
     {"weights", "evaluation"},
     {"training"},
     {"refining"},
-    {"cli", "__init__"},
+    {"__init__"},
+    {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # Within core, from the bottom up.
@@ -62,7 +63,8 @@ def test_imports_go_down(path):
             if library == "posefix_jax" and here[0] == "core" and len(here) > 1 and here[1] != there[1]:
                 assert CORE_LEVEL[there[1]] < CORE_LEVEL[here[1]], f"{module_of(path)} imports {name}"
             continue
-        assert LEVEL[there[0]] < LEVEL[here[0]], f"{module_of(path)} imports {name}"
+        # `from posefix_jax import NAME` is an import of the package itself.
+        assert LEVEL.get(there[0], LEVEL["__init__"]) < LEVEL[here[0]], f"{module_of(path)} imports {name}"
 
 
 def test_every_module_has_a_floor():

@@ -29,8 +29,8 @@ class Person:
     rule), None where it has neither. `crowd`: a region of many (`iscrowd`).
     """
 
-    annotation_id: int
-    image_id: int
+    annotation_id: int | str
+    image_id: int | str
     joints: np.ndarray
     box: tuple[float, float, float, float]
     area: float

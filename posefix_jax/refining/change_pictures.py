@@ -62,8 +62,8 @@ def before_and_after(image: np.ndarray, before: np.ndarray, after: np.ndarray, s
     draw = functools.partial(draw_pose, crop, skeleton=skeleton)
     return side_by_side(
         [
-            draw(place.to_crop(before[:, :2]), present[0], colour=RED),
-            draw(place.to_crop(after[:, :2]), present[1], colour=GREEN),
+            draw(place.to_crop(before[:, :2]), present[0], color=RED),
+            draw(place.to_crop(after[:, :2]), present[1], color=GREEN),
         ],
         ["before", "after"],
     )

@@ -243,7 +243,10 @@ def test_bad_annotations_are_named(tmp_path, people):
     content = json.loads(people[0].read_text())
     content["annotations"][1]["keypoints"] = [1, 2]
     results.write_text(json.dumps(content))
-    with pytest.raises(PosefixError, match="annotation 1 has 2 keypoint values"):
+    with pytest.raises(
+        PosefixError,
+        match="annotation 1: keypoints: expected a flat list of x, y, score of every joint, found 2 values",
+    ):
         read_annotations(results)
 
 
