@@ -7,7 +7,7 @@ from posefix_jax.moved import MovedModules
 
 _HOMES = {
     "Config": "training.config",
-    "COCO": "core.skeleton",
+    "COCO": "core.joint_sets",
     "ErrorKind": "types",
     "ErrorModel": "core.synthesis",
     "PosefixError": "types",

@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from posefix_jax.core.geometry import joint_extent
-from posefix_jax.core.skeleton import BLAZEPOSE, OPENPOSE25, POSETRACK17, Skeleton, joints_in
+from posefix_jax.core.joint_sets import BLAZEPOSE, OPENPOSE25, POSETRACK17
+from posefix_jax.core.skeleton import Skeleton, joints_in
 from posefix_jax.data.layouts import ImageId, Pose
 
 # Joints that are the middle of two others, where a file that has the two is written as one that has the middle.

@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from posefix_jax.core.skeleton import POSETRACK, SKELETONS, WHOLEBODY_KEYS, Skeleton, skeleton_from_category
+from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, WHOLEBODY_KEYS, skeleton_from_category
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
 from posefix_jax.data.layouts import LAYOUTS, MARKS, Element, Layout, Pose, image_id, yolo_line, yolo_lines, yolo_people

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posefix_jax.core.skeleton import BLAZEPOSE, POSETRACK17, WHOLEBODY, WHOLEBODY_KEYS, Skeleton
+from posefix_jax.core.joint_sets import BLAZEPOSE, POSETRACK17, WHOLEBODY, WHOLEBODY_KEYS
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.json_stream import Item
 from posefix_jax.types import PosefixError
 

@@ -10,7 +10,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from posefix_jax.core import geometry
-from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import warn_of_guessed_sigmas
 from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, joints_of, read_annotations, read_results
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, ordered_map, warp_affine

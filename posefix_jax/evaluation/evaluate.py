@@ -6,16 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from posefix_jax.core.skeleton import (
-    CROWDPOSE,
-    MPII,
-    POSETRACK,
-    POSETRACK17,
-    WHOLEBODY,
-    Skeleton,
-    load_skeleton,
-    warn_of_guessed_sigmas,
-)
+from posefix_jax.core.joint_sets import CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY, load_skeleton
+from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
 from posefix_jax.data.coco import finite_joints, joints_of, read_annotations, read_results
 from posefix_jax.evaluation.crowdpose import crowdpose_scores
 from posefix_jax.evaluation.oks import oks_scores

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from posefix_jax.core.skeleton import WHOLEBODY_KEYS, Skeleton
+from posefix_jax.core.joint_sets import WHOLEBODY_KEYS
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.scores import Scores, Truth
 

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import fsspec
 import numpy as np
 
-from posefix_jax.core.skeleton import Skeleton, load_skeleton
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.coco import read_file_names
 from posefix_jax.data.compose import TARGETS, as_lines, converted, file_of
 from posefix_jax.data.formats import Document, open_document

@@ -17,7 +17,7 @@ import numpy as np
 
 from posefix_jax.core import geometry
 from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import Network, make_refine_step
+from posefix_jax.core.refine_step import Network, make_refine_step
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, ordered_map, warp_affine
 from posefix_jax.runtime.checkpoints import load_refiner

@@ -11,7 +11,7 @@ from conftest import detections_of
 from test_errors import TRUE, scene
 
 from posefix_jax.cli import main
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.data.coco import read_annotations, read_results
 from posefix_jax.evaluation.errors import match_people, poses_of
 from posefix_jax.evaluation.intervals import clustered, wilson
