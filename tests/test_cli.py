@@ -123,8 +123,8 @@ def test_checkpoint_of_another_skeleton(files, capsys, tmp_path, tiny_spec):
     """Its 14 joints and the file's 17 have 12 names in common: those are refined, the others stay as they were."""
     import jax
 
+    from posefix_jax.core.joint_sets import CROWDPOSE
     from posefix_jax.core.models import RefinerSpec
-    from posefix_jax.core.skeleton import CROWDPOSE
     from posefix_jax.runtime.checkpoints import save_refiner
 
     spec = RefinerSpec(CROWDPOSE, tiny_spec.model, (True,) * 14)

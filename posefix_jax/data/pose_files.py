@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
-from posefix_jax.core.skeleton import POSETRACK, SKELETONS, Skeleton, skeleton_from_category
+from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, skeleton_from_category
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.formats import FORMATS, Element, Format, JsonFormat, PoseFile
 from posefix_jax.data.formats.base import ImageId, image_id
 from posefix_jax.data.image_sources import open_binary

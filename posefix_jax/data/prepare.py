@@ -10,7 +10,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from posefix_jax.core import geometry
-from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import warn_of_guessed_sigmas
 from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.image_sources import Images

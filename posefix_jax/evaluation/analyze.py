@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import warn_of_guessed_sigmas
 from posefix_jax.data.coco import Annotations, Person, read_annotations
 from posefix_jax.data.formats import Pose
 from posefix_jax.data.image_sources import Images

@@ -6,16 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from posefix_jax.core.skeleton import (
-    CROWDPOSE,
-    MPII,
-    POSETRACK,
-    POSETRACK17,
-    WHOLEBODY,
-    Skeleton,
-    load_skeleton,
-    warn_of_guessed_sigmas,
-)
+from posefix_jax.core.joint_sets import CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY, load_skeleton
+from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
 from posefix_jax.data.coco import read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.formats import Pose

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
-from posefix_jax.core.skeleton import Skeleton, load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
 from posefix_jax.core.synthesis import PAPER, ErrorModel
 from posefix_jax.core.synthesis.error_model import DRAW_ORDER, DRAWN
 from posefix_jax.data.coco import read_annotations

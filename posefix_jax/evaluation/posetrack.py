@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posefix_jax.core.skeleton import POSETRACK17, joints_in
+from posefix_jax.core.joint_sets import POSETRACK17
+from posefix_jax.core.skeleton import joints_in
 from posefix_jax.data.coco import Person
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.scores import Scores, Truth, mean_of

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.data.images import ordered_map
 from posefix_jax.data.pose_writer import Part
 from posefix_jax.refining.file_job import FileJob, open_files

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posefix_jax.core.geometry import PERSON_FILL, joint_extent
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.synthesis import PAPER, synthesize_pose
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.oks import keypoint_similarity

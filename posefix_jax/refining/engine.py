@@ -13,7 +13,7 @@ import numpy as np
 
 from posefix_jax.core import geometry
 from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import Network, make_refine_step
+from posefix_jax.core.refine_step import Network, make_refine_step
 from posefix_jax.data.images import UnreadableImage, ordered_map, warp_affine
 from posefix_jax.runtime.devices import compiler_options, data_mesh, place_batch, replicated, split
 

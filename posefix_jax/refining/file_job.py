@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from posefix_jax.core.skeleton import Skeleton, load_skeleton
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles, find_files
 from posefix_jax.data.pose_writer import Part, PoseWriter

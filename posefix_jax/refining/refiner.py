@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import Network
+from posefix_jax.core.refine_step import Network
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, read_image
 from posefix_jax.refining.engine import Engine, Group, Refined

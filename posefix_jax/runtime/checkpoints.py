@@ -16,7 +16,7 @@ import tensorstore
 from jax.experimental import multihost_utils
 
 from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import TrainState
+from posefix_jax.core.train_step import TrainState
 from posefix_jax.files import read_json
 from posefix_jax.types import PosefixError, warn_once
 

@@ -8,7 +8,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from conftest import detections_of, make_people
 
 from posefix_jax.core import geometry
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.data.coco import box_iou, read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.image_sources import Images

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import detections_of, make_people
 
-from posefix_jax.core.skeleton import COCO, OPENPOSE25
+from posefix_jax.core.joint_sets import COCO, OPENPOSE25
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.formats import FORMATS, WRITABLE, Pose
 from posefix_jax.data.image_sources import Images, PhotographNames

@@ -11,7 +11,7 @@ from conftest import detections_of
 from test_errors import TRUE, scene
 
 from posefix_jax.cli import main
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.data.coco import read_annotations
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.errors import joints_of, match_file, match_people

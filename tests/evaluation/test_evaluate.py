@@ -8,7 +8,7 @@ from conftest import detections_of
 from pycocotools.coco import COCO as Coco
 from pycocotools.cocoeval import COCOeval
 
-from posefix_jax.core.skeleton import COCO, CROWDPOSE
+from posefix_jax.core.joint_sets import COCO, CROWDPOSE
 from posefix_jax.data.coco import Person
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of

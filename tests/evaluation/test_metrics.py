@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from metric_files import one_joint, person, pose, row, scorer, whole_body
 
-from posefix_jax.core.skeleton import COCO, CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY
+from posefix_jax.core.joint_sets import COCO, CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY
 from posefix_jax.data.coco import Person
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from posefix_jax.core.skeleton import WHOLEBODY, WHOLEBODY_KEYS
+from posefix_jax.core.joint_sets import WHOLEBODY, WHOLEBODY_KEYS
 from posefix_jax.data.formats.base import (
     PROBLEMS,
     Element,

@@ -2,7 +2,7 @@
 
 import json
 
-from posefix_jax.core.skeleton import BLAZEPOSE
+from posefix_jax.core.joint_sets import BLAZEPOSE
 from posefix_jax.data.formats.base import JsonFormat, Pose, image_id, numbers
 
 MARKS = ("landmarks", "pose_landmarks", "poseLandmarks")

@@ -2,7 +2,7 @@
 
 import json
 
-from posefix_jax.core.skeleton import OPENPOSE25
+from posefix_jax.core.joint_sets import OPENPOSE25
 from posefix_jax.data.formats.base import JsonFormat, Pose, flat, triples
 
 

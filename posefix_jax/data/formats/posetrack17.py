@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from posefix_jax.core.skeleton import POSETRACK17
+from posefix_jax.core.joint_sets import POSETRACK17
 from posefix_jax.data.formats.base import JsonFormat, Pose, image_id, numbers, score_of
 
 
