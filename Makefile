@@ -35,7 +35,7 @@ check: .venv/check.ready
 	$(BIN)/mypy
 
 docs: .venv/docs.ready
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv demo site

@@ -1,12 +1,12 @@
-"""What `posefix refine` promises of files: any damage, any kill, any size; and how fast they are read and written.
+"""What `posefix refine` promises about files: any damage, any kill, any size; and how fast they are read and written.
 
     python benchmarks/files.py fuzz [--cases 10000] [--write]
     python benchmarks/files.py kills DETECTIONS IMAGES [--kills 50] [--write]
     python benchmarks/files.py memory DETECTIONS IMAGES [--rows 100000 1000000 10000000] [--write]
     python benchmarks/files.py rates DETECTIONS IMAGES [--write]
 
-`kills` and `memory` run the command itself. In `memory` 40 rows of every 100,000 name a photograph that is there, which is
-more than a batch: what is measured is the way of the rows through the job, which is the same for those that pass through.
+`kills` and `memory` run the command itself. In `memory`, 40 rows of every 100,000 (more than a batch) name an existing
+photograph: what is measured is the path of the rows through the job, which is the same for those that pass through.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def fuzz(options) -> dict:
 
 
 def kills(options) -> dict:
-    """Random kills from start-up to the end; the killed run's bytes against a calm one's."""
+    """Kills at random moments from start to end; compares the bytes with those of an undisturbed run."""
     moments, killed, parts = random.Random(0), 0, []
     with tempfile.TemporaryDirectory() as folder:
         rows = json.loads(options.detections.read_text())
@@ -89,9 +89,9 @@ def kills(options) -> dict:
         while killed < options.kills:
             process = start(torn)
             try:
-                # From before the first part to some parts further on.
+                # from before the first part to several parts later
                 process.wait(moments.uniform(2.0, 2.0 + 2.2 * max(seconds / options.kills, 4.0)))
-                torn.unlink()  # done before all kills were: once more
+                torn.unlink()  # it finished before all kills: start over
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -112,7 +112,7 @@ def kills(options) -> dict:
 
 
 def memory(options) -> dict:
-    """Peak resident memory of the command by the number of rows, and its rate."""
+    """The command's peak resident memory and rate, by the number of rows."""
     rows = json.loads(options.detections.read_text())
     figures = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -145,7 +145,7 @@ def memory(options) -> dict:
 
 
 def rates(options) -> dict:
-    """Rows a second of the readers and writers over the json module's; photographs decoded a second."""
+    """Rows per second of the readers and writers relative to the json module; photographs decoded per second."""
     import cv2
 
     from posefix_jax.core.joint_sets import COCO
@@ -239,9 +239,9 @@ def main() -> None:
     parser.add_argument("images", type=Path, nargs="?")
     parser.add_argument("--cases", type=int, default=10000)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--times", type=int, default=8, help="kills: the file's rows so many times")
+    parser.add_argument("--times", type=int, default=8, help="kills: how many times to repeat the rows of the file")
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
-    parser.add_argument("--folder", type=Path, default=None, help="memory: where there is room for 20 GB")
+    parser.add_argument("--folder", type=Path, default=None, help="memory: a folder with 20 GB of free space")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     write_result("files", {"what": options.what} | globals()[options.what](options))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing with a spread, and a results file with date, device and command."""
+"""Shared by the benchmarks: timing with its spread, and a results file with date, device and command."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 
 def seconds(run: Callable[[], object], *, repeats: int = 5) -> list[float]:
-    """Seconds of each of `repeats` runs after one that warms up; waits for the devices."""
+    """Seconds of each of `repeats` runs, after one to warm up; waits for the devices."""
     jax.block_until_ready(run())
     times = []
     for _ in range(repeats):
@@ -26,7 +26,7 @@ def seconds(run: Callable[[], object], *, repeats: int = 5) -> list[float]:
 
 
 def peak_rates(dtype: DTypeLike) -> tuple[float, float]:
-    """What the device reaches now: operations a second of a large matrix product, bytes a second of a large copy."""
+    """What the device reaches now: operations per second of a large matrix product, bytes per second of a large copy."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((size, size), dtype)
     product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
@@ -36,7 +36,7 @@ def peak_rates(dtype: DTypeLike) -> tuple[float, float]:
 
 
 def _bare(argument: str) -> str:
-    """A path as its last two parts: results are read on other machines."""
+    """A path's last two parts: results are read on other machines."""
     return "/".join(Path(argument).parts[-2:]) if "/" in argument else argument
 
 

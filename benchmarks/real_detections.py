@@ -1,9 +1,9 @@
-"""AP of estimators' poses before and after refinement, and rescored, with 95 % intervals of the differences.
+"""AP of estimators' poses before and after refinement, and rescored, with 95% intervals of the differences.
 
 python benchmarks/real_detections.py --truth gt.json --images DIR [--checkpoint RUN] [--write] d1.json d2.json ...
 
-`--holdout 0.05` keeps the people that `posefix prepare --holdout 0.05` held out; `--variants` also runs each option of
-`posefix refine` that changes the result, alone.
+`--holdout 0.05` evaluates only the people that `posefix prepare --holdout 0.05` holds out; `--variants` also runs each option
+of `posefix refine` that changes the result, one at a time.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Refinement from files to file, crops a second over those of the bare compiled forward pass (flip included).
+"""Refinement from files to file, relative to the bare compiled forward pass (flip included), in crops per second.
 
     python benchmarks/refine.py DETECTIONS.json IMAGES [--write] [--checkpoint RUN] [--rounds 5]
 
-Turn about; the ratio is the median of the rounds. The bar is 0.9.
+The two alternate; the ratio is the median of the rounds. The goal is 0.9.
 """
 
 import sys

@@ -2,10 +2,10 @@
 
     python launch/local.py -n 2 --devices 4 -- posefix train configs/NAME.py [--field value ...]
 
-Each process gets `--processes.coordinator`, `.count` and `.index` appended. With `--devices` each has that many
-simulated CPU devices: the way to try a many-host run without many hosts, and what the tests use. Without it each
-process sees this machine's accelerators as they are. Ctrl-C and SIGTERM ask all of them to save and stop; when one
-fails, the others are stopped. Exits with the code of the one that failed first.
+`--processes.coordinator`, `.count` and `.index` are appended for each process. With `--devices` each process has that many
+simulated CPU devices, to try a many-host run without many hosts; the tests use it. Without it each process sees this
+machine's accelerators. Ctrl-C and SIGTERM ask all processes to save and stop; when one fails, the others are stopped. Exits
+with the code of the process that failed first.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import time
 
 GRACE = 60.0
-"""Seconds that the others have to stop once one has failed."""
+"""Seconds in which the other processes must stop once one has failed."""
 
 
 def free_port() -> int:
@@ -29,7 +29,7 @@ def free_port() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, required=True, help="processes")
-    parser.add_argument("--devices", type=int, default=0, help="simulated CPU devices a process")
+    parser.add_argument("--devices", type=int, default=0, help="simulated CPU devices per process")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -46,7 +46,7 @@ def main() -> int:
             [*command, "--processes.coordinator", coordinator, "--processes.count", str(options.n)]
             + ["--processes.index", str(index)],
             env=environment,
-            start_new_session=True,  # a Ctrl-C reaches them through us alone
+            start_new_session=True,  # Ctrl-C reaches them only through this process
         )
         for index in range(options.n)
     ]

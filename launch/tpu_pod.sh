@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains on a TPU VM slice: the same command on every worker, which jax joins by itself.
+# Trains on a TPU VM slice: the same command on every worker; jax connects them.
 #
 #   launch/tpu_pod.sh TPU_NAME ZONE configs/NAME.py [--field value ...]
 #
-# On each worker: this repository in ~/posefix_jax with jax[tpu] installed in its .venv, and the prepared data and
-# --out on storage that all of them see (a mounted bucket, say). Run it again after a preemption; it goes on.
+# Each worker needs this repository in ~/posefix_jax with jax[tpu] installed in its .venv. The prepared data and --out must be
+# on storage that all workers share, such as a mounted bucket. After a preemption, run it again: it resumes.
 set -euo pipefail
 name=$1 zone=$2
 shift 2

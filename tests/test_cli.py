@@ -91,6 +91,7 @@ def test_every_job_has_help(job, capsys):
     assert "--" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_refine_mistakes(files, capsys, tmp_path):
     def refine(detections=files["d"], images=files["images"], *more):
         return refused(capsys, "refine", "--detections", detections, "--images", images, "--out", files["out"], *more)
@@ -119,6 +120,7 @@ def test_refine_mistakes(files, capsys, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_skeleton(files, capsys, tmp_path, tiny_spec):
     """Its 14 joints and the file's 17 have 12 names in common: those are refined, the others stay as they were."""
     import jax

@@ -13,6 +13,8 @@ from posefix_jax.cli import JOBS, main
 from posefix_jax.data.prepare import PrepareOptions, prepare
 from posefix_jax.refining.refiner import shipped_path
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/errors.md", "docs/formats.md")
 LONG = {

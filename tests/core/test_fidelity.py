@@ -139,6 +139,7 @@ def test_learning_rate(data):
     np.testing.assert_allclose(ours[121:], data["get_lr"][121:140], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_network_and_flip_averaging(network):
     """ResNet-50 at 256x192 with the recorded variables: logits, coordinates, and their average with the mirror's."""
     spec, variables = network
@@ -161,6 +162,7 @@ def test_network_and_flip_averaging(network):
     np.testing.assert_allclose(refined.crop_xy, recorded["coord_flip_avg"], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_network_on_the_whole_recording(network, golden):
     spec, variables = network
     recorded = golden("model_resnet50_256x192.npz")
@@ -199,6 +201,7 @@ def by_released_name(name: str, tree: dict) -> np.ndarray:
     return np.concatenate([array[:, :, 2::-1], array[:, :, 3:]], axis=2) if name.endswith("/conv1/weights") else array
 
 
+@pytest.mark.slow
 def test_training_step(network, golden):
     """Loss, logits, gradients and updated variables of one step of the `reference` recipe.
 
@@ -279,6 +282,7 @@ def sampled(request, golden):
     return case, skeleton, jax.tree.map(np.asarray, pose)
 
 
+@pytest.mark.slow
 def test_rates_of_every_kind(sampled):
     """Within the 99.9 % interval of two binomials of 20,000, corrected for 6 x 85 comparisons."""
     case, _, pose = sampled

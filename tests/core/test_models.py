@@ -69,6 +69,7 @@ def test_conv_is_a_convolution(kernel, stride):
 
 
 @pytest.mark.parametrize(("kernel", "stride", "offset"), [(7, 2, 0), (3, 2, 1), (3, 1, 0), (1, 1, 0)])
+@pytest.mark.slow
 def test_a_pose_is_convolved_as_if_its_maps_were_drawn(kernel, stride, offset):
     """Values, and the gradients to the weights and to the pose."""
     image = jax.random.normal(jax.random.key(0), (2, 16, 12, 3))
@@ -209,6 +210,7 @@ def small_crops():
     return image, xy, jnp.asarray([[True, True]])
 
 
+@pytest.mark.slow
 def test_frozen_parts_learn_nothing(small_crops):
     """Neither the stages named nor the running statistics move, all others do; the pose is heard from the first step."""
     image, xy, present = small_crops
@@ -238,6 +240,7 @@ def test_frozen_parts_learn_nothing(small_crops):
     assert still == {"stem", "stem_norm", "stage1_1", "stage2_1", "stage2_2"}
 
 
+@pytest.mark.slow
 def test_forms_of_the_input_pose(small_crops):
     """One-hot maps and Gaussians differ; with none the pose makes no difference, and neither does its absence."""
     image, xy, present = small_crops
@@ -277,6 +280,7 @@ def test_precision_is_a_field_of_the_model(small_crops, backbone):
     assert 0 < _apart(logits["bfloat16"], logits["float32"]) < 0.1
 
 
+@pytest.mark.slow
 def test_end_to_end_refines_what_it_estimates(small_crops):
     """The second stage is the plain network, given the first one's soft-argmax; the input pose makes no difference."""
     image, xy, present = small_crops

@@ -52,6 +52,7 @@ def sources(case):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_contract(name):
     """Finite; in the promised rings; the conditions of each kind; absent joints empty."""
     case = recorded(name)
@@ -90,6 +91,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_rates_are_the_recorded_ones(name):
     """Every kind of every joint within the 99.9 % interval of two binomials, over 3 x 85 comparisons."""
     case = recorded(name)
@@ -102,6 +104,7 @@ def test_rates_are_the_recorded_ones(name):
     assert (np.abs(ours - theirs) / spread).max() < 4.7  # two-sided p = 0.001 / 255 / 1.6
 
 
+@pytest.mark.slow
 def test_lengths_are_uniform_in_the_ring():
     """Good errors of a person alone: the length over d85 is uniform (Kolmogorov-Smirnov at 99.9 %)."""
     case = recorded("a_lone17") | {
@@ -183,6 +186,7 @@ def test_every_variant_keeps_the_contract(name):
     np.testing.assert_allclose(eager.xy, once.xy[0], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_errors_come_together_and_keep_their_rates():
     """The kinds' rates are the independent ones; inversions of a person correlate as asked, of twins more."""
     alone, together = (
@@ -235,6 +239,7 @@ def test_a_file_of_ones_own(tmp_path):
             make_synthesizer(names, weights, COCO)
 
 
+@pytest.mark.slow
 def test_all_people_on_one_spot():
     """No condition can be met: every joint is good, where it is, and nothing is NaN."""
     case = recorded("a_lone17")

@@ -67,6 +67,7 @@ def fitted(folder, *options: str) -> tuple[ErrorModel, dict]:
     return read_error_model(folder / "m.json"), json.loads((folder / "m.json").read_text())["evidence"]
 
 
+@pytest.mark.slow
 def test_recovers_the_model_that_the_detections_were_drawn_from(tmp_path, capsys):
     """The paper's rates within 95 % intervals as often as that says; lengths uniform; joints independent."""
     model = without_swaps(PAPER)
@@ -88,6 +89,7 @@ def test_recovers_the_model_that_the_detections_were_drawn_from(tmp_path, capsys
         np.testing.assert_allclose(lengths[0], np.linspace(0, 1, 17), atol=0.06)
 
 
+@pytest.mark.slow
 def test_recovers_how_errors_come_together(tmp_path):
     model = without_swaps(dataclasses.replace(TOGETHER, lengths=()))
     write_draws(tmp_path, model)

@@ -11,6 +11,8 @@ from posefix_jax.core.models import DecodeConfig
 from posefix_jax.refining.demo import DemoOptions, demo
 from posefix_jax.refining.refiner import Refiner
 
+pytestmark = pytest.mark.slow
+
 
 def test_demo(tmp_path):
     text = demo(DemoOptions(out=tmp_path, draws=8))

@@ -14,6 +14,8 @@ from posefix_jax.refining.export import export_program
 from posefix_jax.refining.refiner import shipped_path
 from posefix_jax.runtime.checkpoints import abstract_variables, load_refiner, save_refiner
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_written_program_refines_any_number_of_poses(tiny_spec, tmp_path, capsys):
     network = tiny_spec.network()

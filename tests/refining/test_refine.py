@@ -432,6 +432,7 @@ def test_checkpoint_round_trip(tiny_spec, job, tmp_path):
         save_refiner(tmp_path / "ckpt", variables, tiny_spec)
 
 
+@pytest.mark.slow
 def test_killed_job_leaves_no_half_file(people, tmp_path):
     """SIGKILL of a real process amid its work, then the same command: the rest is done, the output is whole."""
     truth, images = people

@@ -16,6 +16,8 @@ from conftest import COMPILED
 
 from posefix_jax.runtime.checkpoints import load_refiner
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 POSEFIX = [sys.executable, "-m", "posefix_jax.cli"]
 STEPS = 20

@@ -40,6 +40,7 @@ def folder(prepared, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_study(folder, capsys):
     """What is asked for is trained and scored once; again it is only read."""
     out = folder / "out"
@@ -58,6 +59,7 @@ def test_study(folder, capsys):
     assert "done: " not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_estimate(folder, people, capsys):
     """A pose a box, from the photograph alone: what stands in the file about joints makes no difference."""
     truth, images = people
@@ -104,6 +106,7 @@ def test_estimate(folder, people, capsys):
     assert "expected a list of boxes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_synthesise(folder, prepared, capsys):
     preview = folder / "sheet.png"
     errors = ["--errors", "scalar", "none", "--error-weights", "3", "1"]

@@ -39,6 +39,8 @@ from posefix_jax.training.train import spec_of, train
 from posefix_jax.training.validation import Validator
 from posefix_jax.types import PosefixError, warn_once
 
+pytestmark = pytest.mark.slow
+
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 

@@ -275,6 +275,7 @@ def run_movenet(arrays: dict[str, np.ndarray], image: jax.Array) -> jax.Array:
     return plain(x, "kpt_heatmap_0/conv2d_5")
 
 
+@pytest.mark.slow
 def test_a_movenet_starts_as_the_estimator_it_was(tmp_path):
     """The refiner's fresh network with imported weights gives the graph's own heatmaps, whatever the input pose."""
     arrays = movenet_arrays(np.random.default_rng(0), width=8)
@@ -342,6 +343,7 @@ def test_backbones_that_do_not_fit_are_refused(tmp_path, capsys):
         with_backbone({}, tmp_path / "ours.npz", "resnet50")
 
 
+@pytest.mark.slow
 def test_import_of_the_released_network_by_command(tmp_path, capsys):
     """A whole checkpoint, Adam's slots beside it, becomes a refiner that loads and holds its arrays."""
     arrays = released_variables()
