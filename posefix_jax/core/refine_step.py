@@ -11,7 +11,7 @@ from posefix_jax.core import geometry, heatmaps
 from posefix_jax.core.decode import DECODERS, mean_probability, moves
 from posefix_jax.core.models import STRIDE, RefinerSpec
 
-Network = Callable[..., Array]
+Network = Callable[..., Any]
 """(variables, image [B, H, W, 3], crop_xy [B, K, 2], present [B, K]) -> logits [B, h, w, K]"""
 
 

@@ -164,7 +164,7 @@ def _head_size(entry: dict, where: str) -> float | None:
 
 def _whole_body(entry: dict, where: str) -> list:
     """COCO-WholeBody's five lists, one after the other; zeros for a list that is not there or flagged as not valid."""
-    joined = []
+    joined: list = []
     for key, count in WHOLEBODY_KEYS.items():
         part = entry.get(key)
         if part is None or not entry.get(key.removesuffix("_kpts") + "_valid", True):
@@ -186,7 +186,7 @@ def _joints(entry: dict, num_joints: int, where: str) -> np.ndarray:
         raise PosefixError(f"{where}: {error}") from error
     if len(joints) != num_joints:
         raise PosefixError(
-            f"{where} has {len(values)} keypoint values, expected {3 * num_joints} (x, y, v of {num_joints} joints); "
+            f"{where} has {3 * len(joints)} keypoint values, expected {3 * num_joints} (x, y, v of {num_joints} joints); "
             "the file's skeleton is another"
         )
     return joints

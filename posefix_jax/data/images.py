@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import cv2
@@ -97,7 +97,7 @@ def _region(image, affine, size_hw):
 
 def ordered_map(pool: Executor, function: Callable, items: Iterable, ahead: int = 32) -> Iterator:
     """Maps on a pool, results in order, a bounded number of them waiting."""
-    pending = deque()
+    pending: deque[Future] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) >= ahead:

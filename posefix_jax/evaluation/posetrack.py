@@ -112,7 +112,7 @@ def _row_scores(row: Pose, places: np.ndarray) -> np.ndarray:
     """[15] the scores of a row's joints."""
     if row.extras.get("scores"):
         return np.asarray(row.extras["scores"], np.float64)[places]
-    return np.full(len(places), float(row.score))
+    return np.full(len(places), float(row.score or 0.0))
 
 
 def _heads(people: Sequence[Person], labelled: np.ndarray) -> np.ndarray:

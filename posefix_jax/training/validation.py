@@ -103,8 +103,8 @@ class Validator:
         for i in np.flatnonzero(among):
             xy, labelled = self.true_xy[i], self.labelled[i]
             joints = np.concatenate([np.where(labelled[:, None], xy, 0), 2.0 * labelled[:, None]], axis=1)
-            box = joint_extent(xy, labelled)
-            people.append(Person(int(i), int(i), joints, tuple(map(float, box)), float(self.area[i])))
+            x, y, width, height = map(float, joint_extent(xy, labelled))
+            people.append(Person(int(i), int(i), joints, (x, y, width, height), float(self.area[i])))
         return truth_of([person.image_id for person in people], people, self.spec.skeleton)
 
     def poses(self, kind: str, variables, stop: Callable[[], bool] = lambda: False) -> Poses | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Element(NamedTuple):
     """A piece of a file: the text before it, its own text (or table), its people, whether it is the file's first."""
 
     lead: str
-    text: object
+    text: Any
     poses: Sequence[Pose] = ()
     first: bool = False
 
@@ -180,7 +180,8 @@ class Format:
 
     def write_back(self, file: "PoseFile", edits: Sequence[Edit]) -> bytes:
         """Consecutive elements of a file with their changes."""
-        data, opening = [], None
+        data: list[str] = []
+        opening: str | None = None
         for change in edits:
             element = change.element
             if change.dropped:
@@ -188,9 +189,11 @@ class Format:
                 continue
             # The text that opens the file belongs to a row that is left out: the next row takes it over. There is a
             # next one, since a photograph's best row is never left out and all its rows are in one part.
-            takes_over = opening is not None and element.text
-            data.append(opening if takes_over else element.lead)
-            opening = None if takes_over else opening
+            if opening is not None and element.text:
+                data.append(opening)
+                opening = None
+            else:
+                data.append(element.lead)
             data.append(self.edited(file, change))
         return "".join(data).encode()
 

@@ -29,7 +29,7 @@ class CocoResults(JsonFormat):
     """A list (or lines) of {image_id, category_id, keypoints, score}."""
 
     name = "coco"
-    element_keys = ("keypoints",)
+    element_keys: tuple[str, ...] = ("keypoints",)
     row_per_person = True
     score_path = ("score",)
     writable = True
