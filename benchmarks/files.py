@@ -36,8 +36,8 @@ def fuzz(options) -> dict:
     import format_samples
     import fuzz as damage
 
+    from posefix_jax.core.joint_sets import COCO
     from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
-    from posefix_jax.core.skeleton import COCO
     from posefix_jax.refining.refine_files import RefineOptions, refine_rows
     from posefix_jax.refining.refiner import Refiner
 
@@ -148,7 +148,7 @@ def rates(options) -> dict:
     """Rows per second of the readers and writers relative to the json module; photographs decoded per second."""
     import cv2
 
-    from posefix_jax.core.skeleton import COCO
+    from posefix_jax.core.joint_sets import COCO
     from posefix_jax.data.formats import WRITABLE, Edit
     from posefix_jax.data.images import decode_image
     from posefix_jax.data.pose_files import find_files, open_pose_file

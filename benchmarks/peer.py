@@ -125,14 +125,14 @@ def ours(options: argparse.Namespace) -> dict:
     import jax.numpy as jnp
     from measure import peak_rates
 
+    from posefix_jax.core.joint_sets import COCO
     from posefix_jax.core.models import ModelConfig, RefinerSpec
-    from posefix_jax.core.skeleton import COCO
-    from posefix_jax.core.step import TrainingPose, make_update_step
     from posefix_jax.core.synthesis import SyntheticPose
+    from posefix_jax.core.train_step import TrainingPose, make_update_step
     from posefix_jax.runtime.devices import compiler_options, data_mesh
     from posefix_jax.training.config import Config
+    from posefix_jax.training.initial_weights import initial_state
     from posefix_jax.training.optimizer import make_optimizer
-    from posefix_jax.training.train import initial_state
 
     config = Config(model=ModelConfig(options.backbones[0], crop_hw=tuple(options.crop)))
     spec = RefinerSpec(COCO, config.model, (True,) * JOINTS)

@@ -20,17 +20,17 @@ from measure import write_result
 
 from posefix_jax.cli import use_huge_pages
 from posefix_jax.core.augment import AugmentConfig
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import ModelConfig, RefinerSpec
-from posefix_jax.core.skeleton import COCO
-from posefix_jax.core.step import Batch, InputConfig, make_train_step
 from posefix_jax.core.synthesis import make_synthesizer
+from posefix_jax.core.train_step import Batch, InputConfig, make_train_step
 from posefix_jax.data.pipeline import People, to_arrays
 from posefix_jax.runtime.checkpoints import Checkpointer
 from posefix_jax.runtime.devices import data_mesh, replicated, split
 from posefix_jax.training.config import Config, DataConfig
 from posefix_jax.training.feed import Feed
+from posefix_jax.training.initial_weights import initial_state
 from posefix_jax.training.optimizer import OptimizerConfig, make_optimizer
-from posefix_jax.training.train import initial_state
 
 TINY = ModelConfig("resnet18", width=16, head_channels=32, crop_hw=(128, 96), pose_sigma=3.5)
 BATCH, STEPS = 32, 20

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from measure import seconds, write_result
 
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.synthesis import ERROR_MODELS, PAPER, VARIANTS, Person, Synthesizer, from_model, make_synthesizer
 
 RELEASED = {

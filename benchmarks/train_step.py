@@ -13,14 +13,21 @@ from measure import seconds, write_result
 
 from posefix_jax.cli import use_huge_pages
 from posefix_jax.core.augment import AugmentConfig
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import ModelConfig, RefinerSpec
-from posefix_jax.core.skeleton import COCO
-from posefix_jax.core.step import Batch, InputConfig, make_train_step, make_training_pose, make_update_step, sample_keys
 from posefix_jax.core.synthesis import PAPER, from_model
+from posefix_jax.core.train_step import (
+    Batch,
+    InputConfig,
+    make_train_step,
+    make_training_pose,
+    make_update_step,
+    sample_keys,
+)
 from posefix_jax.runtime.devices import compiler_options, data_mesh
 from posefix_jax.training.config import Config
+from posefix_jax.training.initial_weights import initial_state
 from posefix_jax.training.optimizer import make_optimizer
-from posefix_jax.training.train import initial_state
 
 
 def random_batch(size: int, patch: int = 384, joints: int = 17, others: int = 4) -> Batch:

@@ -8,7 +8,7 @@ configs/lspet_mnv2_128x96.py tells how to get. The studies in docs/studies.md st
 
 from posefix_jax.core.augment import AugmentConfig
 from posefix_jax.core.models import ModelConfig
-from posefix_jax.core.step import InputConfig
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.training.config import Config, DataConfig
 from posefix_jax.training.optimizer import OptimizerConfig
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from posefix_jax.core.augment import AugmentConfig
-from posefix_jax.core.step import InputConfig
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.training.config import Config, load_preset
 from posefix_jax.training.optimizer import OptimizerConfig
 

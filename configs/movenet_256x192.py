@@ -10,7 +10,7 @@ Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands). Ti
 
 from posefix_jax.core.augment import AugmentConfig
 from posefix_jax.core.models import ModelConfig
-from posefix_jax.core.step import InputConfig
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.training.config import Config, DataConfig
 from posefix_jax.training.optimizer import OptimizerConfig
 

@@ -9,7 +9,7 @@ train2017 was at hand.
 """
 
 from posefix_jax.core.models import DecodeConfig, ModelConfig
-from posefix_jax.core.step import InputConfig
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.training.config import Config, DataConfig
 from posefix_jax.training.optimizer import OptimizerConfig
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from posefix_jax.moved import MovedModules
 
 if TYPE_CHECKING:
+    from posefix_jax.core.joint_sets import COCO, SKELETONS, load_skeleton
     from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
-    from posefix_jax.core.skeleton import COCO, SKELETONS, Skeleton, load_skeleton
-    from posefix_jax.core.step import Batch, TrainState, make_refine_step, make_train_step
+    from posefix_jax.core.refine_step import make_refine_step
+    from posefix_jax.core.skeleton import Skeleton
     from posefix_jax.core.synthesis import ErrorModel, Person, SyntheticPose, make_synthesizer, synthesize_pose
     from posefix_jax.core.taxonomy import classify_joints, similarity
+    from posefix_jax.core.train_step import Batch, TrainState, make_train_step
     from posefix_jax.data.formats import FORMATS, Pose
     from posefix_jax.data.pose_files import PoseFiles, open_pose_file
     from posefix_jax.data.pose_writer import PoseWriter
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "core.models": ("DecodeConfig", "ModelConfig", "RefinerSpec"),
-    "core.skeleton": ("COCO", "SKELETONS", "Skeleton", "load_skeleton"),
-    "core.step": ("Batch", "TrainState", "make_refine_step", "make_train_step"),
+    "core.joint_sets": ("COCO", "SKELETONS", "load_skeleton"),
+    "core.refine_step": ("make_refine_step",),
+    "core.skeleton": ("Skeleton",),
+    "core.train_step": ("Batch", "TrainState", "make_train_step"),
     "core.synthesis": ("ErrorModel", "Person", "SyntheticPose", "make_synthesizer", "synthesize_pose"),
     "core.taxonomy": ("classify_joints", "similarity"),
     "data.formats": ("FORMATS", "Pose"),

@@ -1,5 +1,6 @@
 """The `posefix` command: a table of jobs. A job's module, and all it needs, is imported only when it is asked for."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -191,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     own_process = arguments is None
     arguments = sys.argv[1:] if own_process else arguments
+    _set_up_libraries()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
@@ -224,6 +226,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"posefix: interrupted{'; the same command resumes' if name in _RESUMABLE else ''}", file=sys.stderr)
         return 130
+
+
+def _set_up_libraries() -> None:
+    """Settings of the whole process, which belong to the command and not to an import of the package."""
+    # A small file can claim to be a huge photograph. OpenCV reads its limit once, when it is imported.
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+    # The report says what cannot be decoded, not the terminal.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    # Orbax warns through absl of what it does by design here.
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def use_huge_pages() -> None:

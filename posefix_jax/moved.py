@@ -12,8 +12,8 @@ MOVED = {
     "models": "core.models",
     "optimizer": "training.optimizer",
     "refiner": "refining.refiner",
-    "skeleton": "core.skeleton",
-    "step": "core.step",
+    "skeleton": "core.joint_sets",
+    "step": "core.train_step",
     "study": "training.study",
     "synthesis": "core.synthesis",
 }

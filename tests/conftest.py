@@ -19,8 +19,8 @@ import pytest
 
 from posefix_jax.core import heatmaps
 from posefix_jax.core.geometry import crop_to_heat
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import STRIDE, ModelConfig, RefinerSpec
-from posefix_jax.core.skeleton import COCO
 
 # One compile a program for the whole session, however many runs a test makes of it.
 COMPILED = {

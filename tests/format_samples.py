@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from posefix_jax.core.skeleton import BLAZEPOSE, COCO, OPENPOSE18, OPENPOSE25, POSETRACK, POSETRACK17
+from posefix_jax.core.joint_sets import BLAZEPOSE, COCO, OPENPOSE18, OPENPOSE25, POSETRACK, POSETRACK17
 
 WIDTH, HEIGHT = 320, 240
 

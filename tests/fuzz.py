@@ -189,7 +189,7 @@ def judge(refine, folder: Path, seed: int, good: list[dict], others: list[str]) 
 
 def rows_in(path: Path) -> int:
     """How many people the package's own reader finds in a file."""
-    from posefix_jax.core.skeleton import COCO
+    from posefix_jax.core.joint_sets import COCO
     from posefix_jax.data.pose_files import open_pose_file
 
     return sum(len(e.poses) for e in open_pose_file(str(path), skeleton=None, preferred=COCO).elements())

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from posefix_jax.core.skeleton import WHOLEBODY_KEYS
+from posefix_jax.core.joint_sets import WHOLEBODY_KEYS
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
 
 HEAD = [0, 0, 30, 40]  # diagonal 50, head size 0.6 * 50 = 30 px: right up to 15 px, and for PCKh@0.1 up to 3 px

@@ -49,7 +49,7 @@ def sampler_case(recorded, name: str) -> dict:
     """The arguments of `synthesize_pose` of one recorded case."""
     joints, near = recorded[f"{name}/in_joints"], recorded[f"{name}/in_near"]
     return {
-        "crop_xy": jnp.asarray(joints[:, :2], jnp.float32),
+        "xy": jnp.asarray(joints[:, :2], jnp.float32),
         "labelled": jnp.asarray(joints[:, 2] > 0),
         "others_xy": jnp.asarray(near[..., :2], jnp.float32),
         "others_labelled": jnp.asarray(near[..., 2] > 0),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import detections_of
 
-from posefix_jax.cli import main
+from posefix_jax.cli import ALIASES, JOBS, main
 
 
 @pytest.fixture
@@ -50,8 +50,20 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 @pytest.mark.parametrize("given", [None, "glibc.malloc.perturb=0"])
-def test_a_job_runs_with_huge_pages(given):
+def test_a_job_that_runs_a_network_gets_huge_pages(given):
     """Started anew with the setting and the same arguments, once; not where the user has settings of their own."""
+    printed, done = started(given, "refine", "nowhere.json", "--images", ".", "--out", "nowhere")
+    assert printed == ([given] if given else ["None", "glibc.malloc.hugetlb=1"])
+    assert done.returncode == 2 and "nowhere.json: No such file" in done.stderr
+
+
+def test_other_jobs_start_once():
+    printed, done = started(None, "evaluate", "nowhere.json", "--annotations", "nowhere.json")
+    assert printed == ["None"] and done.returncode == 2 and "nowhere.json: No such file" in done.stderr
+
+
+def started(given: str | None, *arguments: str):
+    """The settings that each start of the command prints, and how it ends."""
     code = (
         "import os; print(os.environ.get('GLIBC_TUNABLES'), flush=True); "
         "from posefix_jax.cli import main; raise SystemExit(main())"
@@ -59,23 +71,22 @@ def test_a_job_runs_with_huge_pages(given):
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     environment |= {"GLIBC_TUNABLES": given} if given else {}
     done = subprocess.run(
-        [sys.executable, "-c", code, "evaluate", "nowhere.json", "--truth", "nowhere.json"],
+        [sys.executable, "-c", code, *arguments],
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ([given] if given else ["None", "glibc.malloc.hugetlb=1"])
-    assert done.returncode == 2 and "nowhere.json" in done.stderr
+    return done.stdout.split(), done
 
 
 def test_unknown_job(capsys):
     assert "did you mean 'refine'" in refused(capsys, "refin")
 
 
-@pytest.mark.parametrize("job", ["refine", "evaluate", "prepare", "train", "ship", "demo"])
+@pytest.mark.parametrize("job", [*JOBS, *ALIASES])
 def test_every_job_has_help(job, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main([job, "--help"])
+        main([*job.split(), "--help"])
     assert not stopped.value.code
     assert "--" in capsys.readouterr().out
 
@@ -96,7 +107,7 @@ def test_refine_mistakes(files, capsys, tmp_path):
     )
     for content, message in (
         ("[", "broken JSON at byte 1"),
-        ("[]", "an empty list"),
+        ("[]", "no poses to work on"),
         (json.dumps([{"image_id": 1, "category_id": 1, "keypoints": [0] * 60, "score": 1}]), "expected 51"),
     ):
         (tmp_path / "bad.json").write_text(content)
@@ -114,8 +125,8 @@ def test_checkpoint_of_another_skeleton(files, capsys, tmp_path, tiny_spec):
     """Its 14 joints and the file's 17 have 12 names in common: those are refined, the others stay as they were."""
     import jax
 
+    from posefix_jax.core.joint_sets import CROWDPOSE
     from posefix_jax.core.models import RefinerSpec
-    from posefix_jax.core.skeleton import CROWDPOSE
     from posefix_jax.runtime.checkpoints import save_refiner
 
     spec = RefinerSpec(CROWDPOSE, tiny_spec.model, (True,) * 14)

@@ -16,8 +16,8 @@ import pytest
 from conftest import detections_of, identity_network
 from fsspec.implementations.memory import MemoryFile
 
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
-from posefix_jax.core.skeleton import COCO
 from posefix_jax.data.pose_files import open_pose_file
 from posefix_jax.data.prepare import PrepareOptions, prepare
 from posefix_jax.evaluation.analyze import AnalyzeOptions, analyze

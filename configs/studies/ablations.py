@@ -12,7 +12,7 @@ from pathlib import Path
 
 from posefix_jax.core.losses import LossConfig
 from posefix_jax.core.models import DecodeConfig
-from posefix_jax.core.step import InputConfig
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.training.config import load_preset
 from posefix_jax.training.optimizer import OptimizerConfig
 from posefix_jax.training.study import Study

@@ -14,7 +14,7 @@ three minutes a run on 2 CPU cores. Scores, and how the folders are prepared: do
 from dataclasses import replace
 from pathlib import Path
 
-from posefix_jax.core.step import InputConfig
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.training.config import Config, load_preset
 from posefix_jax.training.optimizer import OptimizerConfig
 from posefix_jax.training.study import Study

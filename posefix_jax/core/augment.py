@@ -119,7 +119,7 @@ def warp(patch: UInt8[Array, "P Q 3"], affine: Float[Array, "2 3"], crop_hw: tup
     )
 
 
-def random_colour(
+def random_color(
     key: Key[Array, ""], crop: Float[Array, "H W 3"], amount: float, *, strength: Strength = 1.0
 ) -> Float[Array, "H W 3"]:
     """Scales contrast and shifts brightness, all channels together and each a little by itself; 0..255."""

@@ -79,6 +79,11 @@ def soft_argmax(probability: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
     return jnp.stack([x, y], axis=-1)
 
 
+def mean_position(logits: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
+    """The soft-argmax of each joint's logits, in heatmap cells."""
+    return soft_argmax(probabilities(logits))
+
+
 def _ks_kernels(probability, heat_xy, scale):
     h, w, _ = probability.shape
     rows = jnp.exp(-0.5 * ((jnp.arange(h, dtype=jnp.float32)[:, None] - heat_xy[None, :, 1]) / scale) ** 2)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from posefix_jax.core.heatmaps import gaussians, one_hot, probabilities, soft_argmax
+from posefix_jax.core.heatmaps import gaussians, mean_position, one_hot
 from posefix_jax.types import PosefixError
 
 
@@ -71,7 +71,7 @@ def integral_loss(
         target = jax.vmap(lambda xy: one_hot(xy, heat_hw))(heat_xy)
         heatmap = -(target.drawn() * jax.nn.log_softmax(logits, axis=(1, 2))).sum(axis=(1, 2))
     if config.coordinate:
-        predicted = jax.vmap(lambda one: soft_argmax(probabilities(one)))(logits)
+        predicted = jax.vmap(mean_position)(logits)
         coordinate = jnp.abs(predicted - heat_xy)
     return {
         "heatmap": jnp.where(valid, heatmap, 0.0).mean(),

@@ -7,14 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from posefix_jax.core.geometry import PERSON_FILL
-from posefix_jax.core.skeleton import (
-    COCO,
-    WHOLEBODY,
-    WHOLEBODY_KEYS,
-    Skeleton,
-    comparable_names,
-    skeleton_from_category,
-)
+from posefix_jax.core.joint_sets import COCO, WHOLEBODY, WHOLEBODY_KEYS, skeleton_from_category
+from posefix_jax.core.skeleton import Skeleton, comparable_names
 from posefix_jax.data.formats.base import triples
 from posefix_jax.files import read_json
 from posefix_jax.types import PosefixError
@@ -29,8 +23,8 @@ class Person:
     rule), None where it has neither. `crowd`: a region of many (`iscrowd`).
     """
 
-    annotation_id: int
-    image_id: int
+    annotation_id: int | str
+    image_id: int | str
     joints: np.ndarray
     box: tuple[float, float, float, float]
     area: float
@@ -170,7 +164,7 @@ def _head_size(entry: dict, where: str) -> float | None:
 
 def _whole_body(entry: dict, where: str) -> list:
     """COCO-WholeBody's five lists, one after the other; zeros for a list that is not there or flagged as not valid."""
-    joined = []
+    joined: list = []
     for key, count in WHOLEBODY_KEYS.items():
         part = entry.get(key)
         if part is None or not entry.get(key.removesuffix("_kpts") + "_valid", True):
@@ -192,7 +186,7 @@ def _joints(entry: dict, num_joints: int, where: str) -> np.ndarray:
         raise PosefixError(f"{where}: {error}") from error
     if len(joints) != num_joints:
         raise PosefixError(
-            f"{where} has {len(values)} keypoint values, expected {3 * num_joints} (x, y, v of {num_joints} joints); "
+            f"{where} has {3 * len(joints)} keypoint values, expected {3 * num_joints} (x, y, v of {num_joints} joints); "
             "the file's skeleton is another"
         )
     return joints

@@ -61,7 +61,9 @@ def read_detections(
                 "photographs"
             )
         if scored and not pose.extras.get("scores") and not (pose.score is not None and math.isfinite(pose.score)):
-            raise PosefixError(f"{where} has no score that is a finite number, found {pose.score!r:.40}")
+            annotated = source.format.name == "coco-annotations"
+            hint = "; this is an annotation file, expected an estimator's poses" if annotated else ""
+            raise PosefixError(f"{where} has no score that is a finite number, found {pose.score!r:.40}{hint}")
         joints = _joints(pose, source, skeleton, images[image], where)
         poses.append(pose._replace(image=image, joints=joints, extras=_extras(pose, source.skeleton, skeleton)))
     if not poses and not unknown:

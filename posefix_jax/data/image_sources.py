@@ -1,5 +1,6 @@
 """Where photographs lie: a folder, a zip, tar shards, a video, or a URL of any of them; the bytes of any file or URL."""
 
+import functools
 import gzip
 import lzma
 import re
@@ -153,8 +154,9 @@ class Images:
 
     def none_of(self, example: int | str) -> PosefixError:
         """The error that not one photograph is here."""
-        named = self._names is not None and example in self._names
-        example = self._names[example] if named else example
+        names = self._names or {}
+        named = example in names
+        example = names.get(example, example)
         return PosefixError(
             f"{self.place}: none of the photographs is here (looked for {example!r} and others by "
             f"{'file name' if named else 'image id'}); check --images"
@@ -166,7 +168,7 @@ class Images:
         if self._video is not None:
             return self._video.read(int(path))
         try:
-            data = self._read[path]()
+            data = self._read[str(path)]()
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UnreadableImage(f"{getattr(error, 'strerror', None) or error}") from error
         return decode_image(data, exif=exif)
@@ -213,7 +215,7 @@ def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
         else:
             for path in files.find(root):
                 if path.lower().endswith(SUFFIXES):
-                    yield path[len(root.rstrip("/")) + 1 :], lambda path=path: files.cat_file(path)
+                    yield path[len(root.rstrip("/")) + 1 :], functools.partial(files.cat_file, path)
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         raise PosefixError(f"{place}: not an archive that can be read ({error})") from error
     except (ImportError, ValueError) as error:  # a kind of URL that fsspec does not know, or whose package is missing
@@ -262,7 +264,7 @@ class _Video:
                 ok, image = self._capture.read() if near else (self._capture.grab(), None)
                 if not ok:
                     raise UnreadableImage(f"frame {self._next} of the video does not decode")
-                if near:
+                if image is not None:
                     self._kept[self._next] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
                     if len(self._kept) > self.KEPT:
                         self._kept.popitem(last=False)

@@ -1,15 +1,9 @@
 """Photographs in."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
-
-# A small file can say that it is a huge photograph. OpenCV reads its limit (2^30 pixels) once, as it is imported.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
-# What it cannot decode is for the report to say, not for the terminal.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 import cv2
 import numpy as np
@@ -35,8 +29,8 @@ def decode_image(data: bytes, *, exif: bool = False) -> np.ndarray:
       exif: turn the photograph as its EXIF orientation says. COCO's annotations ignore it, and so do we by default.
 
     Raises:
-      UnreadableImage: not an image that OpenCV decodes, or one of more pixels than 2^28 or, where it is set,
-        the environment's OPENCV_IO_MAX_IMAGE_PIXELS.
+      UnreadableImage: not an image that OpenCV decodes, or one of more pixels than the environment's
+        OPENCV_IO_MAX_IMAGE_PIXELS said when OpenCV was imported: 2^30 by default, 2^28 in the `posefix` command.
     """
     flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -103,7 +97,7 @@ def _region(image, affine, size_hw):
 
 def ordered_map(pool: Executor, function: Callable, items: Iterable, ahead: int = 32) -> Iterator:
     """Maps on a pool, results in order, a bounded number of them waiting."""
-    pending = deque()
+    pending: deque[Future] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) >= ahead:

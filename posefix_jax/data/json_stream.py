@@ -36,6 +36,12 @@ _flat = re.compile(r"[^\"\[\]{}]*[0-9a-z][^\"\[\]{}]*")
 """The inside of a list that is not empty, of numbers, true, false and null."""
 
 
+def _after_space(text: str, at: int) -> int:
+    """Where the white space at `at` ends."""
+    match = _space.match(text, at)
+    return match.end() if match else at
+
+
 @runtime_checkable
 class Readable(Protocol):
     """Bytes, whatever they come from."""
@@ -77,7 +83,7 @@ class JsonStream:
         if not self._before and not self._at and self.peek() == "\ufeff":
             taken, self._at = "\ufeff", 1
         while self.peek():
-            end = _space.match(self._text, self._at).end()
+            end = _after_space(self._text, self._at)
             taken += self._text[self._at : end]
             self._at = end
             if len(taken) > LONGEST:
@@ -146,6 +152,7 @@ class JsonStream:
             if self.peek() != '"':
                 raise self.broken("expected a name in double quotes")
             name, text = self.value()
+            assert isinstance(name, str)  # it begins with a quote
             if name in names:
                 raise self.broken(f"the name {name!r} stands twice in an object")
             names.add(name)
@@ -196,9 +203,10 @@ def edit(text: str, changes: Mapping[tuple, object]) -> str:
             node = node.setdefault(step, {})
         plain = type(value) is int or (type(value) is float and math.isfinite(value))
         node[path[-1]] = _New(repr(value) if plain else json.dumps(value))
-    pieces, done = [], 0
+    pieces: list[str] = []
+    done = 0
     spans: list[tuple[int, int, str]] = []
-    _find(text, _space.match(text).end(), tree, spans)
+    _find(text, _after_space(text, 0), tree, spans)
     for start, end, new in spans:
         pieces += text[done:start], new
         done = end
@@ -229,18 +237,18 @@ def _find(text: str, at: int, tree, spans: list) -> int:
                 words.append(" " + new)
         spans.append((at + 1, end, ",".join(words)))
         return end + 1
-    missing, index, at = dict(tree), 0, _space.match(text, at + 1).end()
+    missing, index, at = dict(tree), 0, _after_space(text, at + 1)
     empty = text[at] in "}]"
     while text[at] not in "}]":
         key = index
         if kind == "{":
             key, at = _decoder.raw_decode(text, at)
-            at = _space.match(text, _space.match(text, at).end() + 1).end()
+            at = _after_space(text, _after_space(text, at) + 1)
         missing.pop(key, None)
-        at = _space.match(text, _find(text, at, tree.get(key), spans)).end()
+        at = _after_space(text, _find(text, at, tree.get(key), spans))
         index += 1
         if text[at] == ",":
-            at = _space.match(text, at + 1).end()
+            at = _after_space(text, at + 1)
     for key, new in missing.items():
         if isinstance(new, _New):
             added = f"{json.dumps(key)}: {new}" if kind == "{" else new

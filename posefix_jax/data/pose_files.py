@@ -9,10 +9,12 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import fsspec
 
-from posefix_jax.core.skeleton import POSETRACK, SKELETONS, Skeleton, skeleton_from_category
+from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, skeleton_from_category
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.formats import FORMATS, Element, Format, JsonFormat, PoseFile
 from posefix_jax.data.formats.base import ImageId, image_id
 from posefix_jax.data.image_sources import open_binary
@@ -41,8 +43,11 @@ def find_files(patterns: Sequence[str], out: Path, outputs: Sequence[Path] = ())
     several = len(patterns) > 1
     for pattern in patterns:
         remote = "://" in pattern
+        files: Any = None
+        root = pattern
         try:
-            files, root = fsspec.url_to_fs(pattern) if remote else (None, pattern)
+            if remote:
+                files, root = fsspec.url_to_fs(pattern)
             folder = files.isdir(root) if remote else Path(root).is_dir()
             if folder:
                 several = True
@@ -295,7 +300,8 @@ def read_file_names(path: Path) -> dict[ImageId, str]:
 
 def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skeleton | None]:
     """File names by image id (None without `images`) and the skeleton of a COCO or PoseTrack 2018 annotation file."""
-    names, skeleton, posetrack = None, None, False
+    names: dict | None = None
+    skeleton, posetrack = None, False
     stream.space()
     for name, _ in stream.members():
         if name == "images" and stream.peek() == "[":
@@ -306,7 +312,7 @@ def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skele
                 if not isinstance(image, dict) or "id" not in image:
                     raise PosefixError(f"{path}: an entry of images has no id")
                 posetrack |= "vid_id" in image or "is_labeled" in image
-                if "file_name" in image:
+                if names is not None and "file_name" in image:
                     names[image_id(image["id"])] = str(image["file_name"])
         elif name == "categories":
             categories, _ = stream.value()

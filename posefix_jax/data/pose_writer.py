@@ -88,9 +88,12 @@ class PoseWriter:
             raise PosefixError(f"unknown format {to!r} to write: {nearest_names(to, WRITABLE)}")
         self.source, self.images = source, images
         self.format: Format | None = None if to is None else WRITABLE[to]
-        if to in ("coco", "mmpose") and out.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
-            self.format = self.format.as_lines()
-        self.single = [file.name for file in source.files] == [""] if to is None else not self.format.suffix
+        if self.format is None:
+            self.single = [file.name for file in source.files] == [""]
+        else:
+            if to in ("coco", "mmpose") and out.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+                self.format = self.format.as_lines()
+            self.single = not self.format.suffix
         self.written = self.format or source.format
         self.integer_ids = True
         self._seen: set[str] = set()
@@ -144,7 +147,7 @@ class PoseWriter:
                 (self.source.files[index].name, self._written_back(index, [edit for _, edit in edits]))
                 for index, edits in groupby(part.edits(), key=lambda pair: pair[0])
             ]
-        photographs = list(self._photographs(part))
+        photographs = list(self._photographs(part, self.format))
         if self.format.lists_images:
             seen = dict.fromkeys(pose.image for pose in part.poses)
             part.more["images"] = [[image, self.source.name_of(image)] for image in seen]
@@ -153,8 +156,8 @@ class PoseWriter:
     def _written_back(self, index: int, edits: list[Edit]) -> bytes:
         return self.source.format.write_back(self.source.files[index], edits)
 
-    def _photographs(self, part: Part) -> Iterator[Photograph]:
-        given, wanted = self.source.skeleton, self.format.written_skeleton or self.source.skeleton
+    def _photographs(self, part: Part, form: Format) -> Iterator[Photograph]:
+        given, wanted = self.source.skeleton, form.written_skeleton or self.source.skeleton
         for image, group in groupby(range(len(part.poses)), key=lambda row: part.poses[row].image):
             people = []
             rows = [row for row in group if row not in part.dropped]
@@ -172,10 +175,12 @@ class PoseWriter:
         """Height and width of a photograph, read if none of its rows was refined. Raises PosefixError."""
         if image not in part.sizes:
             try:
+                if self.images is None:
+                    raise UnreadableImage("no --images")
                 part.sizes[image] = self.images.read_named(image).shape[:2]
             except UnreadableImage as error:
                 raise PosefixError(
-                    f"{self.source.path}: the photograph {image!r} is unreadable ({error}), and {self.format.name} or its "
+                    f"{self.source.path}: the photograph {image!r} is unreadable ({error}), and {self.written.name} or its "
                     "input has coordinates in fractions of its width and height; repair it, or write another format"
                 ) from error
         return part.sizes[image]

@@ -5,12 +5,14 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from posefix_jax.core import geometry
-from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import warn_of_guessed_sigmas
 from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.image_sources import Images
@@ -68,7 +70,8 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
         )
     holdout = options.out.with_name(options.out.name + "-holdout")
     folders = (options.out, holdout) if options.holdout else (options.out,)
-    read = (options.annotations, options.images, *options.detections, *([options.skeleton] if options.skeleton else []))
+    read: list[Path | str] = [options.annotations, options.images, *options.detections]
+    read += [options.skeleton] if options.skeleton else []
     check_apart([place for folder in folders for place in (folder, _partial(folder))], read)
     skeleton = load_skeleton(options.skeleton) if options.skeleton else None
     annotations = read_annotations(options.annotations, skeleton)
@@ -162,8 +165,14 @@ def match_detections(annotations: Annotations, files: tuple[Path, ...]) -> dict[
     matched = defaultdict(list)
     for file in files:
         rows = defaultdict(list)
-        terms = {"images": annotations.images, "skeleton": annotations.skeleton, "annotations": annotations.path}
-        for pose in read_detections(file, **terms, scored=False, skip_unknown=True):
+        for pose in read_detections(
+            file,
+            images=annotations.images,
+            skeleton=annotations.skeleton,
+            annotations=annotations.path,
+            scored=False,
+            skip_unknown=True,
+        ):
             if (pose.joints[:, 2] > 0).any():
                 rows[pose.image].append(pose.joints)
         for image_id, poses in rows.items():
@@ -215,7 +224,9 @@ def _write(folder: Path, people, annotations, images, files, detected, options) 
     partial = _partial(folder)
     num_shards = -(-len(people) // options.shard_size)
     shards = tuple(f"people-{i:05d}-of-{num_shards:05d}.array_record" for i in range(num_shards))
-    unreadable, writer, done, detections = [], None, 0, 0
+    unreadable: list[str] = []
+    writer: Any = None
+    done = detections = 0
     with ThreadPoolExecutor() as pool, Progress("prepare", len(people), unit="people") as progress:
         for records, reason in ordered_map(pool, records_of, by_image):
             if reason is not None:
@@ -295,7 +306,7 @@ def make_record(image: np.ndarray | None, person: Person, in_image, detected, pa
         joints=to_patch(person.joints),
         others=to_patch(others) if others else empty,
         detected=to_patch(detected) if detected else empty,
-        box=tuple(float(v) for v in (*((mine[:2] - corner) / scale), *(mine[2:] / scale))),
+        box=(*map(float, (mine[:2] - corner) / scale), *map(float, mine[2:] / scale)),  # type: ignore[arg-type]
         area=float(person.area / scale**2),
         overlap=len(order),
         patch_to_image=(float(scale), float(corner[0]), float(corner[1])),

@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,8 @@ class Record:
     area: float
     overlap: int
     patch_to_image: tuple[float, float, float]
-    image_id: int
-    annotation_id: int
+    image_id: int | str
+    annotation_id: int | str
 
     def encode(self) -> bytes:
         """A length, a JSON header, the JPEG. Coordinates keep 2 decimals."""
@@ -116,7 +117,9 @@ class Manifest:
             raise PosefixError(f"{folder / MANIFEST}: not of format {FORMAT}; run `posefix prepare` again")
         try:
             skeleton = Skeleton.from_dict(fields.pop("skeleton"))
-            lists = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+            lists: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+            }
             manifest = cls(skeleton=skeleton, **lists)
         except (TypeError, KeyError) as error:
             raise PosefixError(f"{folder / MANIFEST}: {error}; run `posefix prepare` again") from error

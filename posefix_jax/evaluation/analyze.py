@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.core.skeleton import load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import warn_of_guessed_sigmas
 from posefix_jax.data.coco import Annotations, Person, read_annotations
 from posefix_jax.data.formats import Pose
 from posefix_jax.data.image_sources import Images
@@ -98,7 +99,7 @@ def analyze(options: AnalyzeOptions) -> dict:
     ]
     check_apart([options.out], read)
     check_claim(options.out, "posefix analyze")
-    annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
+    annotations = read_annotations(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
     warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     files = {**({"before": options.against} if options.against else {}), "after": options.results}
     matches = {side: match_file(path, annotations) for side, path in files.items()}

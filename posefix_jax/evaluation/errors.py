@@ -67,12 +67,8 @@ def match_file(path: Path, annotations: Annotations) -> tuple[list[Pose], Matche
     Raises:
       PosefixError: it is not a file of poses, a pose does not fit the annotations, or none is on a person.
     """
-    terms: dict[str, Any] = {
-        "images": annotations.images,
-        "skeleton": annotations.skeleton,
-        "annotations": annotations.path,
-    }
-    poses = read_detections(path, **terms)
+    images, skeleton = annotations.images, annotations.skeleton
+    poses = read_detections(path, images=images, skeleton=skeleton, annotations=annotations.path)
     matched = match_people(annotations, poses)
     if not len(matched.row):
         raise PosefixError(f"{path}: no pose in it lies on a person of {annotations.path} (OKS {MIN_OKS} or more)")

@@ -6,17 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from posefix_jax.core.skeleton import (
-    CROWDPOSE,
-    MPII,
-    POSETRACK,
-    POSETRACK17,
-    WHOLEBODY,
-    Skeleton,
-    load_skeleton,
-    warn_of_guessed_sigmas,
-)
-from posefix_jax.data.coco import read_annotations
+from posefix_jax.core.joint_sets import CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY, load_skeleton
+from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
+from posefix_jax.data.coco import Person, read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.crowdpose import crowdpose_scores
@@ -86,7 +78,7 @@ def evaluate(options: EvaluateOptions) -> dict:
     if options.out is not None:
         read = [path for path in (options.results, options.annotations, options.against) if path is not None]
         check_apart([options.out], [file for path in read for file in (path.iterdir() if path.is_dir() else [path])])
-    truth = _truth(options.annotations, options.skeleton and load_skeleton(options.skeleton))
+    truth = _truth(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
     metric = options.metric
     if metric == "auto":
         metric = _OF_SKELETON.get(truth.skeleton.name, "oks")
@@ -103,7 +95,7 @@ def evaluate(options: EvaluateOptions) -> dict:
             scores[side] = measure(truth, poses)
         except PosefixError as error:  # the poses are checked: the annotations are at fault
             raise PosefixError(f"{options.annotations}: {error}") from error
-    report = {"metric": metric, "main": scores["after"].main}
+    report: dict = {"metric": metric, "main": scores["after"].main}
     report |= {side: score.figures for side, score in scores.items()}
     if options.against:
         report["difference"] = {name: report["after"][name] - report["before"][name] for name in report["after"]}
@@ -126,7 +118,9 @@ def _files(path: Path) -> list[Path]:
 
 def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
     """The annotations of a file, or of all files of a folder."""
-    images, people, given = {}, [], skeleton
+    images: dict = {}
+    people: list[Person] = []
+    given = skeleton
     for file in _files(path):
         annotations = read_annotations(file, given)
         skeleton = skeleton or annotations.skeleton
@@ -141,6 +135,7 @@ def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
             )
         images |= annotations.images
         people += annotations.everybody
+    assert skeleton is not None  # there is at least one file
     return Truth(images, people, skeleton)
 
 

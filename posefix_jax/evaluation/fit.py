@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
-from posefix_jax.core.skeleton import Skeleton, load_skeleton, warn_of_guessed_sigmas
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
 from posefix_jax.core.synthesis import PAPER, ErrorModel
 from posefix_jax.core.synthesis.error_model import DRAW_ORDER, DRAWN
 from posefix_jax.data.coco import read_annotations
@@ -52,7 +53,7 @@ def fit(options: FitOptions) -> str:
     Raises:
       PosefixError: a file is not what it should be, or nobody in it matches a true person.
     """
-    annotations = read_annotations(options.annotations, options.skeleton and load_skeleton(options.skeleton))
+    annotations = read_annotations(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
     check_apart([options.out], [*options.detections, options.annotations])
     warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     parts = [match_file(path, annotations)[1] for path in options.detections]
@@ -102,7 +103,7 @@ def fit_error_model(
             if few and counts[place].sum():
                 where = f"labelled joints {_bin_name(place[0])}, {'crowded' if place[1] else 'alone'}"
                 notes.append(f"{group}, {where}: {counts[place].sum()} joints: the group's rates over all people")
-        rates.append((group, tuple(tuple(tuple(float(p) for p in pair) for pair in row) for row in _rounded(table))))
+        rates.append((group, tuple(tuple((float(a), float(b)) for a, b in row) for row in _rounded(table))))
         of_person = (of_group[..., None] == np.arange(5)).sum(axis=1)
         low, high = clustered(of_person, of_person.sum(axis=1, keepdims=True))
         evidence[group] = {
@@ -193,7 +194,7 @@ def _together(kind, places, skeleton: Skeleton, model: ErrorModel, least: int, n
     table = model.table(skeleton)
     left = table.sum(axis=-1)
     joints = range(skeleton.num_joints)
-    pairs = {"other": [], "twin": []}
+    pairs: dict[str, list[tuple[int, int]]] = {"other": [], "twin": []}
     for a in joints:
         for b in range(a + 1, skeleton.num_joints):
             pairs["twin" if skeleton.flip_index[a] == b else "other"].append((a, b))
@@ -212,8 +213,10 @@ def _together(kind, places, skeleton: Skeleton, model: ErrorModel, least: int, n
             both_open = open_to[:, a] & open_to[:, b]
             counted = np.zeros((len(of), *table.shape[1:3]), int)
             np.add.at(counted, (slice(None), *places), both_open.T)
-            expected = [values.reshape(-1) for values in (share[a], share[b], counted)]
-            correlation[which] = _correlation(*expected, int((has[:, a] & has[:, b]).sum()))
+            both_have = int((has[:, a] & has[:, b]).sum())
+            correlation[which] = _correlation(
+                share[a].reshape(-1), share[b].reshape(-1), counted.reshape(-1), both_have
+            )
         if has.sum() < least:
             notes.append(f"{each.name.lower()}: {has.sum()} joints, fewer than {least}: joints have it independently")
         person = min(correlation["other"], 0.9)

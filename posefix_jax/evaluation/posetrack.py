@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posefix_jax.core.skeleton import POSETRACK17, joints_in
+from posefix_jax.core.joint_sets import POSETRACK17
+from posefix_jax.core.skeleton import joints_in
 from posefix_jax.data.coco import Person
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.scores import Scores, Truth, mean_of
@@ -120,7 +121,7 @@ def _row_scores(row: Pose, places: np.ndarray) -> np.ndarray:
     """[15] scores of a row's joints."""
     if row.extras.get("scores"):
         return np.asarray(row.extras["scores"], np.float64)[places]
-    return np.full(len(places), row.score, np.float64)
+    return np.full(len(places), float(row.score or 0.0))
 
 
 def _heads(people: Sequence[Person], labelled: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from posefix_jax.core.skeleton import WHOLEBODY_KEYS, Skeleton
+from posefix_jax.core.joint_sets import WHOLEBODY_KEYS
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.scores import Scores, Truth

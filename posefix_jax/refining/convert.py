@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.data.images import ordered_map
 from posefix_jax.data.pose_writer import Part
 from posefix_jax.refining.file_job import FileJob, open_files
@@ -39,8 +39,14 @@ def convert(options: ConvertOptions) -> dict:
     Raises:
       PosefixError: bad input, or a row that the format cannot hold.
     """
-    places = {"images": options.images, "annotations": options.annotations, "skeleton": options.skeleton}
-    source = open_files(options.detections, options.out, preferred=COCO, **places)
+    source = open_files(
+        options.detections,
+        options.out,
+        images=options.images,
+        annotations=options.annotations,
+        skeleton=options.skeleton,
+        preferred=COCO,
+    )
     job = FileJob(source, options.out, to=options.to, images=options.images, rows_per_part=4096)
     writer = job.writer
     if writer.converts_units and job.images is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posefix_jax.core.geometry import PERSON_FILL, joint_extent
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.synthesis import PAPER, synthesize_pose
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.oks import keypoint_similarity
@@ -70,7 +70,10 @@ def demo(options: DemoOptions) -> str:
     except ImportError as error:
         raise PosefixError("the demo's photographs come with scikit-image; pip install 'posefix-jax[demo]'") from error
     claim(options.out, "posefix demo")
-    images, annotations, rows, pictures = [], [], [], {}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    rows: list[dict] = []
+    pictures: dict[str, tuple] = {}
     for name, joints in _PEOPLE.items():
         photograph = np.asarray(getattr(skimage.data, name)())
         rgb = photograph if photograph.ndim == 3 else np.repeat(photograph[..., None], 3, axis=2)

@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from posefix_jax.core import geometry
 from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import Network, make_refine_step
+from posefix_jax.core.refine_step import Network, make_refine_step
 from posefix_jax.data.images import UnreadableImage, ordered_map, warp_affine
 from posefix_jax.runtime.devices import compiler_options, data_mesh, place_batch, replicated, split
 
@@ -129,7 +129,7 @@ class Engine:
     def run(
         self,
         work: Iterable[Sequence[Group]],
-        read: Callable[[object], np.ndarray],
+        read: Callable[[Any], np.ndarray],
         *,
         threads: int = 4,
         min_score: float = 0.0,
@@ -250,7 +250,8 @@ class Engine:
             log.info("compiling for batches of %d crops", size)
             self._compiled.add(size)
         fill = size - len(crops)
-        batch = [np.stack([crop[field] for crop in crops]) for field in (0, 2, 3)]
+        fields = ([crop.pixels for crop in crops], [crop.crop_xy for crop in crops], [crop.present for crop in crops])
+        batch = [np.stack(field) for field in fields]
         batch = [np.concatenate([array, np.zeros((fill, *array.shape[1:]), array.dtype)]) for array in batch]
         return crops, self._step(self._variables, *place_batch(self._mesh, tuple(batch)))
 

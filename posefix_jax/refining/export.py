@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import Network, make_refine_step
+from posefix_jax.core.refine_step import Network, make_refine_step
 from posefix_jax.files import check_replaceable, whole_file
 from posefix_jax.refining.refiner import shipped_path
 from posefix_jax.runtime.checkpoints import load_refiner

@@ -5,7 +5,9 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from posefix_jax.core.skeleton import Skeleton, load_skeleton
+from posefix_jax.core.joint_sets import load_skeleton
+from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.data.formats import Element, Pose
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles, find_files
 from posefix_jax.data.pose_writer import Part, PoseWriter
@@ -78,7 +80,8 @@ class FileJob:
 
     def parts(self) -> Iterator[Part]:
         """All rows, in order."""
-        elements, poses = [], []
+        elements: list[tuple[int, Element]] = []
+        poses: list[Pose] = []
         number = first = 0
         whole_photographs = self.writer.format is not None and self.writer.format.groups_people
         for index, element in self.source.elements():
@@ -155,7 +158,7 @@ class FileJob:
                 for row in sorted(rows)
             ]
 
-        header = {"first_row": part.first_row, "rows": len(part.poses)}
+        header: dict = {"first_row": part.first_row, "rows": len(part.poses)}
         header |= {"refined": len(part.joints), "joints_moved": moved}
         header |= {"passed_through": entries(set(part.reasons) - part.dropped), "left_out": entries(part.dropped)}
         store.write(part.number, header | part.more, segments)

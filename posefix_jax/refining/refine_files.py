@@ -207,16 +207,18 @@ class _RefineJob:
             raise PosefixError(
                 f"{self.source.path}: --oks-nms leaves out rows, and people of a {form.name} file are not rows; add --to coco"
             )
-        self.places = _Places(job.images)
+        assert job.images is not None  # --images has no default
+        self.images = job.images
+        self.places = _Places(self.images)
         self._checked = self._found = 0
         self._seen: set[int] = set()
 
     def run(self) -> dict:
         options, job, source = self.options, self.job, self.source
-        index, shards = options.shard_of
+        index, shards = options.shard_of or (0, 1)
         store, rows = job.start(settings=self._settings(), check=self._check, shards=shards)
         if self._checked and not self._found:
-            raise job.images.none_of(self._example)
+            raise self.images.none_of(self._example)
         pictures = outputs_of(options.out)["pictures"]
         if options.pictures:
             claim(pictures, MADE_BY, store.job, replace=True)
@@ -226,7 +228,7 @@ class _RefineJob:
             mine = self._refine_parts(store, index, shards, progress)
         if options.pictures:
             changes = [c for part in range(index, store.count, shards) for c in store.header(part).get("changes", ())]
-            read = functools.partial(job.images.read_named, exif=options.exif)
+            read = functools.partial(self.images.read_named, exif=options.exif)
             write_pictures(
                 changes, options.pictures, pictures, read, self.refiner.spec.skeleton, fraction=source.format.fraction
             )
@@ -299,7 +301,7 @@ class _RefineJob:
             nonlocal done
             done += count
             waits = self.refiner.engine.waits
-            bound = max(waits, key=waits.get)
+            bound = max(waits, key=lambda what: waits[what])
             share = waits[bound] / (sum(waits.values()) or 1.0)
             name = {"decode": "decoding", "device": "the network"}[bound]
             pace = self.places.read / max(time.monotonic() - begun, 1e-6)
@@ -399,7 +401,8 @@ class _Places:
     """Where photographs are; the last ones are remembered, and those read are counted."""
 
     def __init__(self, images: Images):
-        self._images, self._places, self.read = images, {}, 0
+        self._images, self.read = images, 0
+        self._places: dict[ImageId, str | int | None] = {}
 
     def find(self, image: ImageId) -> str | int | None:
         if image not in self._places:

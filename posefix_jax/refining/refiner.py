@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import Network
+from posefix_jax.core.refine_step import Network
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, read_image
 from posefix_jax.refining.engine import Engine, Group, Refined
@@ -86,8 +86,15 @@ class Refiner:
         variables, spec = load_refiner(Path(checkpoint) if checkpoint is not None else shipped_path())
         weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables)))
         spec = replace(spec, decode=spec.decode.given(keep_margin=keep_margin, min_ks=min_ks))
-        options = {"flip": flip, "batch_size": batch_size, "iterations": iterations}
-        return cls(spec.network().apply, variables, spec, identity=weights.hexdigest(), **options)
+        return cls(
+            spec.network().apply,
+            variables,
+            spec,
+            flip=flip,
+            batch_size=batch_size,
+            iterations=iterations,
+            identity=weights.hexdigest(),
+        )
 
     def refine(
         self,
@@ -120,7 +127,7 @@ class Refiner:
           PosefixError: a photograph cannot be read, or shapes do not fit, or K is not the skeleton's.
         """
         several = isinstance(image, list | tuple)
-        images = image if several else [image]
+        images: Sequence = image if isinstance(image, list | tuple) else [image]
         poses = poses if several else [poses]
         boxes = boxes if several and boxes is not None else [boxes] * len(images)
         if not len(images) == len(poses) == len(boxes):
@@ -133,8 +140,9 @@ class Refiner:
             Group(i, one, boxes=None if box is None else _as_boxes(box, len(one)))
             for i, (one, box) in enumerate(zip(given, boxes, strict=True))
         ]
-        options = {"min_score": min_score, "fill_missing": fill_missing, "threads": 1}
-        (results,) = self.engine.run([groups], pixels.__getitem__, **options)
+        (results,) = self.engine.run(
+            [groups], lambda i: pixels[i], threads=1, min_score=min_score, fill_missing=fill_missing
+        )
         outcomes, found = iter(results.poses), []
         for one, original in zip(given, poses, strict=True):
             refined = Refined(np.array(one), np.zeros(len(one)))
@@ -184,8 +192,7 @@ class Refiner:
                 yield groups
 
         read = images if callable(images) else Images(images).read_named
-        options = {"threads": threads, "min_score": min_score, "fill_missing": fill_missing}
-        for results in self.engine.run(work(), read, **options):
+        for results in self.engine.run(work(), read, threads=threads, min_score=min_score, fill_missing=fill_missing):
             for outcome in results.poses:
                 pose = waiting.popleft()
                 yield outcome.poses if isinstance(outcome, Refined) else pose

@@ -175,7 +175,8 @@ def merge(out: Path, job: str | None = None) -> dict:
             f"{folder}: {len(missing)} of {len(paths)} parts are missing ({named}); run again {again if shards > 1 else ''}"
         )
     report = {**REPORT_MARK, **manifest["report"], "rows": 0, "refined": 0, "joints_moved": 0}
-    reasons, images = Counter(), []
+    reasons: Counter[str] = Counter()
+    images: list = []
     for path in paths:
         with open(path, "rb") as file:
             header = _header(file)

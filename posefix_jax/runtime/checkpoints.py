@@ -5,7 +5,6 @@ training `state` and `input` (the position in the data). A refiner that is shipp
 and `spec` alone. Saving is asynchronous and atomic.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ import tensorstore
 from jax.experimental import multihost_utils
 
 from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import TrainState
+from posefix_jax.core.train_step import TrainState
 from posefix_jax.files import read_json
 from posefix_jax.types import PosefixError, warn_once
-
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 FOLDER = "checkpoints"
 ITEMS = {"model": "arrays", "spec": "json", "state": "arrays", "input": "json"}

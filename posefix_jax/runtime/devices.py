@@ -9,6 +9,7 @@ import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,7 +60,7 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
     """
     if not config.coordinator or jax.distributed.is_initialized():
         return
-    given = {} if config.coordinator == "auto" else {"coordinator_address": config.coordinator}
+    given: dict[str, Any] = {} if config.coordinator == "auto" else {"coordinator_address": config.coordinator}
     if config.count:
         given["num_processes"] = config.count
     if config.index >= 0:
@@ -102,7 +103,7 @@ def keep_compiled() -> None:
 
     Where JAX_COMPILATION_CACHE_DIR (or jax's own option) names a place, that stays.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
     try:
         kind = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))

@@ -9,7 +9,7 @@ from typing import Literal
 from posefix_jax.core.augment import AugmentConfig
 from posefix_jax.core.losses import LossConfig
 from posefix_jax.core.models import DecodeConfig, ModelConfig
-from posefix_jax.core.step import InputConfig
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.runtime.devices import ProcessConfig
 from posefix_jax.training.optimizer import OptimizerConfig
 from posefix_jax.types import PosefixError, function_in_file

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from posefix_jax.core.step import Batch
+from posefix_jax.core.train_step import Batch
 from posefix_jax.data.pipeline import People, to_arrays, training_batches, training_order
 from posefix_jax.runtime.devices import place_batch, replicated, split
 from posefix_jax.training.config import DataConfig

@@ -11,8 +11,8 @@ from tensorboardX import SummaryWriter
 
 from posefix_jax.core import geometry, heatmaps
 from posefix_jax.core.models import STRIDE, RefinerSpec
-from posefix_jax.core.step import Batch, make_training_pose, sample_keys
 from posefix_jax.core.synthesis import Synthesizer
+from posefix_jax.core.train_step import Batch, make_training_pose, sample_keys
 from posefix_jax.report.pictures import GREEN, WHITE, draw_pose, kind_legend, sheet, side_by_side, write_picture
 from posefix_jax.report.progress import format_seconds
 from posefix_jax.runtime.devices import local_copy
@@ -158,17 +158,15 @@ def _make_look(config: Config, spec: RefinerSpec, synthesize: Synthesizer):
                 key, record, spec=spec, synthesize=synthesize, augment=config.augment, inputs=config.inputs
             )
         )(sample_keys(root, batch.epoch, batch.sample), batch)
-        logits = network.apply(variables, poses.crop, poses.input.crop_xy, poses.input.present)
-        heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
+        logits = network.apply(variables, poses.crop, poses.input.xy, poses.input.present)
+        heat_xy = jax.vmap(heatmaps.mean_position)(logits)
         return poses, geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
 
     def write(path: Path, variables: dict, few: Batch, root) -> None:
         poses, predicted = jax.device_get(look(variables, few, root))
         zoom = max(1, 256 // spec.model.crop_hw[0])
         crops = np.clip(poses.crop, 0, 255).astype(np.uint8).repeat(zoom, axis=1).repeat(zoom, axis=2)
-        true_xy, given_xy, found_xy = (
-            (xy + 0.5) * zoom - 0.5 for xy in (poses.crop_xy, poses.input.crop_xy, predicted)
-        )
+        true_xy, given_xy, found_xy = ((xy + 0.5) * zoom - 0.5 for xy in (poses.crop_xy, poses.input.xy, predicted))
         captions = ("crop", "truth", "input, by error", "prediction")
         rows = []
         for i, crop in enumerate(crops):

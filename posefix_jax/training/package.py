@@ -8,11 +8,10 @@ import numpy as np
 
 from posefix_jax.core.models import DecodeConfig
 from posefix_jax.runtime.checkpoints import load_refiner, save_refiner
-from posefix_jax.training.validation import Validator, keep_unpromising, line_of
+from posefix_jax.training.validation import Validator, best_keep_margin, keep_unpromising, line_of
 from posefix_jax.types import PosefixError
 
 TEMPERATURES = (1.0, 1.5)
-KEEP_MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,16 @@ def tune(variables, spec, folders: tuple[str, ...]) -> DecodeConfig:
         open_spec = replace(spec, decode=DecodeConfig("ks", temperature=temperature))
         validator = Validator(folders, open_spec)
         poses = {kind: validator.poses(kind, variables) for kind in validator.kinds}
-        for keep_margin in KEEP_MARGINS:
+
+        def ap_of(keep_margin, validator=validator, poses=poses, temperature=temperature) -> float:
             scores = {}
             for kind, moved in poses.items():
                 scores[kind] = validator.score(keep_unpromising(moved, keep_margin, min_ks))
                 line = f"temperature {temperature}, keep_margin {keep_margin}: {line_of(kind, scores[kind])}"
                 print(line, file=sys.stderr, flush=True)
-            ap = scores[validator.kinds[-1]]["ap_refined"]
-            if ap >= best:
-                best, decode = ap, DecodeConfig("ks", keep_margin, min_ks, temperature)
+            return scores[validator.kinds[-1]]["ap_refined"]
+
+        keep_margin, ap = best_keep_margin(ap_of)
+        if ap >= best:
+            best, decode = ap, DecodeConfig("ks", keep_margin, min_ks, temperature)
     return decode

@@ -21,9 +21,8 @@ from posefix_jax.report.progress import format_seconds
 from posefix_jax.runtime.checkpoints import load_refiner
 from posefix_jax.runtime.devices import keep_compiled
 from posefix_jax.training.config import Config
-from posefix_jax.training.package import KEEP_MARGINS
-from posefix_jax.training.train import errors_read, made_of, train
-from posefix_jax.training.validation import Validator, keep_unpromising
+from posefix_jax.training.train import build_run, errors_read, train
+from posefix_jax.training.validation import Validator, best_keep_margin, keep_unpromising
 from posefix_jax.types import PosefixError, function_in_file
 
 COLUMNS = {
@@ -128,7 +127,7 @@ def _check(of: Study, options: StudyOptions) -> None:
         if options.only and name not in options.only:
             continue
         try:
-            _, spec, _ = made_of(config)
+            _, spec, _ = build_run(config)
             if config.init and not Path(config.init).exists():
                 raise PosefixError(f"init {config.init} is not there; train it first")
         except PosefixError as error:
@@ -189,13 +188,12 @@ def _scores(config: Config, of: Study) -> dict:
                 poses[name] = found
                 score[name] = functools.partial(validator.score, folder=folders.index(folder))
     tune = of.tune or next(iter(of.inputs))
-    margins = KEEP_MARGINS if spec.decode.method == "ks" else (0.0,)
+    has_margin = spec.decode.method == "ks"
 
     def kept(name: str, margin: float) -> dict:
-        return score[name](keep_unpromising(poses[name], margin) if spec.decode.method == "ks" else poses[name])
+        return score[name](keep_unpromising(poses[name], margin) if has_margin else poses[name])
 
-    aps = [kept(tune, margin)["ap_refined"] for margin in margins]
-    margin = margins[len(aps) - 1 - int(np.argmax(aps[::-1]))]  # the more careful on a tie
+    margin = best_keep_margin(lambda margin: kept(tune, margin)["ap_refined"])[0] if has_margin else 0.0
     scores = {}
     for name in of.inputs:
         tuned = kept(name, margin)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton
-from posefix_jax.core.step import Batch, person_of, sample_keys
 from posefix_jax.core.synthesis import error_model_of, make_synthesizer
+from posefix_jax.core.train_step import Batch, person_of, sample_keys
 from posefix_jax.data.images import warp_affine
 from posefix_jax.data.pipeline import People, evaluation_batches
 from posefix_jax.files import check_apart
@@ -95,7 +95,7 @@ def _passes(people: People) -> Iterator[Batch]:
 
 def _row(patch, patch_xy, labelled, poses, skeleton: Skeleton) -> np.ndarray:
     """The truth and the draws of one person, cut to where they are."""
-    xy = np.concatenate([patch_xy[labelled], poses.crop_xy[poses.present]])
+    xy = np.concatenate([patch_xy[labelled], poses.xy[poses.present]])
     centre = (patch_xy[labelled].min(axis=0) + patch_xy[labelled].max(axis=0)) / 2
     half = min(max(np.abs(xy - centre).max() + 8, 32), len(patch))
     scale = 120 / half
@@ -106,7 +106,7 @@ def _row(patch, patch_xy, labelled, poses, skeleton: Skeleton) -> np.ndarray:
         return points * scale + affine[:, 2]
 
     tiles = [draw_pose(picture, moved(patch_xy), labelled, skeleton, GREEN)]
-    for points, present, kinds in zip(poses.crop_xy, poses.present, poses.kind, strict=True):
+    for points, present, kinds in zip(poses.xy, poses.present, poses.kind, strict=True):
         tiles.append(draw_pose(picture, moved(points), present, skeleton, WHITE, kinds=kinds))
     return side_by_side(tiles, ["truth", *(f"draw {i + 1}" for i in range(len(tiles) - 1))])
 

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from posefix_jax.core.decode import moves
 from posefix_jax.core.geometry import joint_extent
-from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.step import Batch, make_eval_step
+from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.core.synthesis import make_synthesizer
+from posefix_jax.core.train_step import Batch, make_eval_step
 from posefix_jax.data.coco import Person
 from posefix_jax.data.formats import Pose
 from posefix_jax.data.pipeline import People, evaluation_batches
@@ -18,9 +19,12 @@ from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_simila
 from posefix_jax.runtime.devices import compiler_options, data_mesh, place_batch, replicated, split
 from posefix_jax.types import PosefixError
 
+KEEP_MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+"""The candidates for `DecodeConfig.keep_margin`."""
+
 
 class Poses(NamedTuple):
-    """Input and refined poses of all validation people, [N, K, ...], image frame; see `step.Evaluated`."""
+    """Input and refined poses of all validation people, [N, K, ...], image pixels; see `train_step.Evaluated`."""
 
     input_xy: np.ndarray
     present: np.ndarray
@@ -31,9 +35,19 @@ class Poses(NamedTuple):
 
 def keep_unpromising(poses: Poses, keep_margin: float, min_ks: float = 0.0) -> Poses:
     """Poses of which every joint moved, with those back at their input that `DecodeConfig` would have kept there."""
-    better = (poses.output_ks - poses.input_ks > keep_margin) & (poses.output_ks >= min_ks)
-    kept = poses.present & ~better
+    kept = poses.present & ~moves(poses.input_ks, poses.output_ks, DecodeConfig("ks", keep_margin, min_ks))
     return poses._replace(refined_xy=np.where(kept[..., None], poses.input_xy, poses.refined_xy))
+
+
+def best_keep_margin(ap_of: Callable[[float], float]) -> tuple[float, float]:
+    """The keep margin with the highest AP, and that AP. On a tie the larger margin wins: it moves fewer joints.
+
+    Args:
+      ap_of: the AP of poses refined with a keep margin. Called for each of `KEEP_MARGINS`, in order.
+    """
+    aps = {margin: ap_of(margin) for margin in KEEP_MARGINS}
+    best = max(KEEP_MARGINS, key=lambda margin: (aps[margin], margin))
+    return best, aps[best]
 
 
 class Validator:
@@ -89,8 +103,8 @@ class Validator:
         for i in np.flatnonzero(among):
             xy, labelled = self.true_xy[i], self.labelled[i]
             joints = np.concatenate([np.where(labelled[:, None], xy, 0), 2.0 * labelled[:, None]], axis=1)
-            box = joint_extent(xy, labelled)
-            people.append(Person(int(i), int(i), joints, tuple(box), float(self.area[i])))
+            x, y, width, height = map(float, joint_extent(xy, labelled))
+            people.append(Person(int(i), int(i), joints, (x, y, width, height), float(self.area[i])))
         return truth_of([person.image_id for person in people], people, self.spec.skeleton)
 
     def poses(self, kind: str, variables, stop: Callable[[], bool] = lambda: False) -> Poses | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from posefix_jax.core.skeleton import load_skeleton
+from posefix_jax.core.joint_sets import load_skeleton
 from posefix_jax.runtime.checkpoints import save_refiner
 from posefix_jax.types import PosefixError
 from posefix_jax.weights import import_backbone, import_movenet, import_tf_release

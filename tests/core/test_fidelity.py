@@ -14,10 +14,11 @@ from released import FIXTURES, released_variables, sampler, sampler_case
 
 from posefix_jax.core import geometry, heatmaps
 from posefix_jax.core.augment import warp
+from posefix_jax.core.joint_sets import COCO, POSETRACK
 from posefix_jax.core.models import STRIDE
-from posefix_jax.core.skeleton import COCO, POSETRACK
-from posefix_jax.core.step import TrainingPose, TrainState, make_refine_step, make_update_step
+from posefix_jax.core.refine_step import make_refine_step
 from posefix_jax.core.synthesis import SyntheticPose
+from posefix_jax.core.train_step import TrainingPose, TrainState, make_update_step
 from posefix_jax.data.images import warp_affine
 from posefix_jax.evaluation.oks import keypoint_similarity, oks_nms
 from posefix_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
@@ -155,7 +156,7 @@ def test_network_and_flip_averaging(network):
     refined = make_refine_step(apply, spec)(variables, crops, pose, present)
     logits = kept["logits"][0][::2]  # each crop stands before its mirror
     np.testing.assert_allclose(logits[:, ::4, ::4], recorded["logits"], atol=1e-3)
-    heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
+    heat_xy = jax.vmap(heatmaps.mean_position)(logits)
     coord = geometry.heat_to_crop(heat_xy, STRIDE, "reference")
     np.testing.assert_allclose(coord, recorded["coord"], atol=1e-3)
     np.testing.assert_allclose(refined.crop_xy, recorded["coord_flip_avg"], atol=2e-3)
@@ -174,7 +175,7 @@ def test_network_on_the_whole_recording(network, golden):
         jnp.asarray(recorded["in_pose_valid"] > 0),
     )
     np.testing.assert_allclose(logits, recorded["logits"], atol=1e-3)
-    heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
+    heat_xy = jax.vmap(heatmaps.mean_position)(logits)
     np.testing.assert_allclose(geometry.heat_to_crop(heat_xy, STRIDE, "reference"), recorded["coord"], atol=2e-3)
 
 
@@ -328,7 +329,7 @@ def test_places_of_every_kind(sampled):
             if kind is ErrorKind.SWAP and twin[joint] != joint and not labelled[twin[joint]]:
                 continue
             theirs = case["draw_xy"][case["draw_kind"][:, joint] == number, joint]
-            ours = pose.crop_xy[pose.kind[:, joint] == kind, joint]
+            ours = pose.xy[pose.kind[:, joint] == kind, joint]
             if min(len(ours), len(theirs)) < 30:
                 continue
             for a, b in zip(
@@ -349,7 +350,7 @@ def test_an_inversion_goes_to_the_true_twin(sampled):
     for joint in right:
         d50 = 2 * skeleton.sigmas[joint] * np.sqrt(float(case["in_area"]) * -2 * np.log(0.5))
         true = case["in_joints"][twin[joint], :2]
-        ours = pose.crop_xy[pose.kind[:, joint] == ErrorKind.INVERSION, joint]
+        ours = pose.xy[pose.kind[:, joint] == ErrorKind.INVERSION, joint]
         theirs = case["draw_xy"][case["draw_kind"][:, joint] == 2, joint]
         assert (np.linalg.norm(ours - true, axis=-1) <= d50 * 1.001 + 1e-3).all()
         beyond += (np.linalg.norm(theirs - true, axis=-1) > d50 * 1.001 + 1e-3).sum()

@@ -7,6 +7,7 @@ import pytest
 
 from posefix_jax.core import heatmaps
 from posefix_jax.core.geometry import heat_to_crop
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
 from posefix_jax.core.models.cpu_kernels import (
     depthwise_conv_by_shift,
@@ -16,7 +17,7 @@ from posefix_jax.core.models.cpu_kernels import (
 )
 from posefix_jax.core.models.layers import Conv, depthwise_conv, max_pool, transposed_conv
 from posefix_jax.core.models.network import BACKBONES
-from posefix_jax.core.skeleton import COCO, Skeleton
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 
 
@@ -195,6 +196,13 @@ def test_configs_check_themselves():
         ModelConfig(backbone="resnet18", frozen_stages=1)
 
 
+def test_a_spec_saved_without_a_precision_loads():
+    spec = RefinerSpec(COCO, ModelConfig(backbone="resnet18"), (True,) * 17)
+    fields = spec.to_dict()
+    del fields["model"]["compute_dtype"]
+    assert RefinerSpec.from_dict(fields) == spec
+
+
 @pytest.fixture(scope="module")
 def small_crops():
     image = jax.random.uniform(jax.random.key(0), (1, 32, 32, 3), maxval=255.0)
@@ -254,6 +262,24 @@ def test_forms_of_the_input_pose(small_crops):
     assert _apart(outcomes["one-hot"][0], outcomes["gaussian"][0]) > 1e-3
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "movenet"])
+def test_precision_is_a_field_of_the_model(small_crops, backbone):
+    """On any backend; `auto` is float32 on a CPU. Weights and logits stay float32."""
+    model = ModelConfig(backbone, width=4, head_channels=4, crop_hw=(32, 32))
+    networks = {
+        name: _two_joints(dataclasses.replace(model, compute_dtype=name)).network()
+        for name in ("auto", "float32", "bfloat16")
+    }
+    variables = jax.jit(networks["auto"].init)(jax.random.key(1), *small_crops)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    programs = {name: str(jax.make_jaxpr(network.apply)(variables, *small_crops)) for name, network in networks.items()}
+    assert {name for name, program in programs.items() if "bf16" in program} == {"bfloat16"}
+    logits = {name: jax.jit(network.apply)(variables, *small_crops) for name, network in networks.items()}
+    assert {array.dtype for array in logits.values()} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(logits["auto"], logits["float32"])
+    assert 0 < _apart(logits["bfloat16"], logits["float32"]) < 0.1
+
+
 @pytest.mark.slow
 def test_end_to_end_refines_what_it_estimates(small_crops):
     """The second stage is the plain network, given the first one's soft-argmax; the input pose makes no difference."""
@@ -266,7 +292,7 @@ def test_end_to_end_refines_what_it_estimates(small_crops):
     stages = [{kind: tree[name] for kind, tree in variables.items()} for name in ("estimator", "refiner")]
     estimated = spec.network().apply(stages[0], image, xy, ~present)
     np.testing.assert_allclose(sown["intermediates"]["estimated"][0], estimated, rtol=1e-3, atol=1e-10)
-    heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(estimated)
+    heat_xy = jax.vmap(heatmaps.mean_position)(estimated)
     refined = spec.network().apply(stages[1], image, heat_to_crop(heat_xy, 4, "unbiased"), present)
     np.testing.assert_allclose(logits, refined, rtol=1e-3, atol=1e-10)
     assert _apart(refined, estimated) > 1e-3

@@ -6,22 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posefix_jax.core.skeleton import (
+from posefix_jax.core.joint_sets import (
     AP10K,
     COCO,
     CROWDPOSE,
     SKELETONS,
     WHOLEBODY,
     WHOLEBODY_KEYS,
-    Skeleton,
-    canonical,
-    comparable_names,
-    group_of,
-    joints_in,
     load_skeleton,
     skeleton_from_category,
-    warn_of_guessed_sigmas,
 )
+from posefix_jax.core.skeleton import Skeleton, canonical, comparable_names, group_of, joints_in, warn_of_guessed_sigmas
 from posefix_jax.data.coco import read_annotations
 from posefix_jax.types import PosefixError, warn_once
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from released import FIXTURES, sampler, sampler_case
 
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.synthesis import (
     ERROR_MODELS,
     PAPER,
@@ -44,7 +44,7 @@ CASES = ("a_lone17", "b_9valid_2near", "e2_small_area")
 def sources(case):
     """[S, K, 2] and [S, K]: itself, twin, others, others' twins."""
     flip = COCO.flip_index
-    xy, on = np.asarray(case["crop_xy"]), np.asarray(case["labelled"])
+    xy, on = np.asarray(case["xy"]), np.asarray(case["labelled"])
     others, others_on = np.asarray(case["others_xy"]), np.asarray(case["others_labelled"])
     stacked = np.concatenate([xy[None], xy[flip][None], others, others[:, flip]])
     exists = np.concatenate([on[None], (on[flip] & COCO.has_twin)[None], others_on, others_on[:, flip] & COCO.has_twin])
@@ -58,13 +58,13 @@ def test_contract(name):
     case = recorded(name)
     pose = draw(case)
     labelled = np.asarray(case["labelled"])
-    assert np.isfinite(pose.crop_xy).all()
+    assert np.isfinite(pose.xy).all()
     assert (pose.present == labelled).all()
-    assert (pose.kind[:, ~labelled] == ErrorKind.ABSENT).all() and (pose.crop_xy[:, ~labelled] == 0).all()
+    assert (pose.kind[:, ~labelled] == ErrorKind.ABSENT).all() and (pose.xy[:, ~labelled] == 0).all()
     stacked, exists = sources(case)
     unit = 2 * SIGMAS * np.sqrt(float(case["area"]))
     d85, d50, d10 = (unit * np.sqrt(-2 * np.log(ks)) for ks in (0.85, 0.5, 0.1))
-    away = np.linalg.norm(pose.crop_xy[:, None] - stacked[None], axis=-1)  # [D, S, K]
+    away = np.linalg.norm(pose.xy[:, None] - stacked[None], axis=-1)  # [D, S, K]
     away = np.where(exists[None], away, np.inf)
     tol = 1e-3 * unit.max() + 1e-3
     own, twin = away[:, 0], away[:, 1]
@@ -114,7 +114,7 @@ def test_lengths_are_uniform_in_the_ring():
     pose = draw(case)
     wrist = COCO.joints.index("left_wrist")
     good = pose.kind[:, wrist] == ErrorKind.GOOD
-    length = np.linalg.norm(pose.crop_xy[good, wrist] - np.asarray(case["crop_xy"])[wrist], axis=-1)
+    length = np.linalg.norm(pose.xy[good, wrist] - np.asarray(case["xy"])[wrist], axis=-1)
     d85 = 2 * SIGMAS[wrist] * np.sqrt(float(case["area"])) * np.sqrt(-2 * np.log(0.85))
     quantile = np.sort(length / d85)
     deviation = np.abs(quantile - (np.arange(len(quantile)) + 0.5) / len(quantile)).max()
@@ -136,9 +136,9 @@ MADE = {
 
 def person(case: dict) -> Person:
     """The case as any synthesiser takes it; two poses of an estimator besides, one of them absent."""
-    moved = case["crop_xy"] + 3.0
+    moved = case["xy"] + 3.0
     return Person(
-        xy=case["crop_xy"],
+        xy=case["xy"],
         labelled=case["labelled"],
         others_xy=case["others_xy"],
         others_labelled=case["others_labelled"],
@@ -158,32 +158,32 @@ def test_every_variant_keeps_the_contract(name):
     keys = jax.random.split(jax.random.key(3), 256)
     once = draw(keys, person(case))
     pose = jax.tree.map(np.asarray, once)
-    assert np.isfinite(pose.crop_xy).all() and (pose.crop_xy[~pose.present] == 0).all()
+    assert np.isfinite(pose.xy).all() and (pose.xy[~pose.present] == 0).all()
     assert np.isin(pose.kind, [int(kind) for kind in ErrorKind]).all()
     assert ((pose.kind == ErrorKind.ABSENT) == ~(pose.present & labelled)).all()
     if name not in ("empirical", "mixture"):  # which show what the estimator says of unlabelled joints too
         assert not pose.present[:, ~labelled].any()
     assert (
         pose.present.any(axis=1).all()
-        and len(np.unique(pose.crop_xy[:, labelled], axis=0)) > 1
+        and len(np.unique(pose.xy[:, labelled], axis=0)) > 1
         or name in ("empirical", "none")
     )
     hidden = person(case)._replace(
-        xy=jnp.where(case["labelled"][:, None], case["crop_xy"], 77.0),
+        xy=jnp.where(case["labelled"][:, None], case["xy"], 77.0),
         others_xy=jnp.where(case["others_labelled"][..., None], case["others_xy"], jnp.nan),
     )
     mesh = data_mesh()
     assert mesh.size == 8
     spread = draw(jax.device_put(keys, split(mesh)), jax.device_put(hidden, replicated(mesh)))
-    assert len(spread.crop_xy.sharding.device_set) == 8
+    assert len(spread.xy.sharding.device_set) == 8
     np.testing.assert_array_equal(once.kind, spread.kind)
     np.testing.assert_array_equal(once.present, spread.present)
-    np.testing.assert_allclose(once.crop_xy, spread.crop_xy, rtol=1e-6, atol=1e-4)  # the last bit may be the compiler's
+    np.testing.assert_allclose(once.xy, spread.xy, rtol=1e-6, atol=1e-4)  # the last bit may be the compiler's
     if name in ("scalar", "together", "mixture"):  # the same functions with other numbers
         return
     eager = MADE[name](keys[0], person(case))
     np.testing.assert_array_equal(eager.kind, once.kind[0])
-    np.testing.assert_allclose(eager.crop_xy, once.crop_xy[0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(eager.xy, once.xy[0], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_a_file_of_ones_own(tmp_path):
         "    return lambda key, person: SyntheticPose(person.xy, person.labelled, -1 + 0 * person.labelled.astype(int))\n"
     )
     pose = make_synthesizer((str(own),), (), COCO)(jax.random.key(0), person(recorded("a_lone17")))
-    np.testing.assert_array_equal(pose.crop_xy, recorded("a_lone17")["crop_xy"])
+    np.testing.assert_array_equal(pose.xy, recorded("a_lone17")["xy"])
     model = tmp_path / "model.json"
     model.write_text(TOGETHER.to_json(evidence={"counts": 3}))
     assert read_error_model(model) == TOGETHER
@@ -232,7 +232,7 @@ def test_a_file_of_ones_own(tmp_path):
         (("posefix",), (0.5, 0.5), "one positive weight each"),
         ((str(tmp_path / "none.py"),), (), "no such file"),
         ((str(tmp_path / "none.json"),), (), "No such file"),
-        ((str(tmp_path / "pair.py"),), (), "must return a SyntheticPose of crop_xy float32"),
+        ((str(tmp_path / "pair.py"),), (), "must return a SyntheticPose of xy float32"),
         ((str(tmp_path / "typo.py"),), (), "does not trace: AttributeError"),
     ):
         with pytest.raises(PosefixError, match=message):
@@ -243,10 +243,10 @@ def test_a_file_of_ones_own(tmp_path):
 def test_all_people_on_one_spot():
     """No condition can be met: every joint is good, where it is, and nothing is NaN."""
     case = recorded("a_lone17")
-    spot = case | {"crop_xy": jnp.full((17, 2), 50.0), "others_xy": jnp.full((1, 17, 2), 50.0)}
+    spot = case | {"xy": jnp.full((17, 2), 50.0), "others_xy": jnp.full((1, 17, 2), 50.0)}
     spot["others_labelled"] = jnp.ones((1, 17), bool)
     pose = draw(spot)
-    assert np.isfinite(pose.crop_xy).all()
+    assert np.isfinite(pose.xy).all()
 
 
 def test_program_does_not_grow_with_joints():

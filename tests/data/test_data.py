@@ -8,7 +8,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from conftest import detections_of, make_people
 
 from posefix_jax.core import geometry
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.data.coco import box_iou, read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.image_sources import Images
@@ -243,7 +243,10 @@ def test_bad_annotations_are_named(tmp_path, people):
     content = json.loads(people[0].read_text())
     content["annotations"][1]["keypoints"] = [1, 2]
     results.write_text(json.dumps(content))
-    with pytest.raises(PosefixError, match="annotation 1 has 2 keypoint values"):
+    with pytest.raises(
+        PosefixError,
+        match="annotation 1: keypoints: expected a flat list of x, y, score of every joint, found 2 values",
+    ):
         read_annotations(results)
 
 

@@ -17,8 +17,8 @@ from format_samples import HEIGHT, WIDTH, bodies, flat, part_of, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posefix_jax.core.joint_sets import COCO, OPENPOSE25, SKELETONS
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
-from posefix_jax.core.skeleton import COCO, OPENPOSE25, SKELETONS
 from posefix_jax.data import json_stream
 from posefix_jax.data.formats import WRITABLE, Edit, to_skeleton
 from posefix_jax.data.image_sources import Images

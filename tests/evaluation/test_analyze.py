@@ -11,7 +11,7 @@ from conftest import detections_of
 from test_errors import TRUE, scene
 
 from posefix_jax.cli import main
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.data.coco import read_annotations
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.errors import joints_of, match_file, match_people
@@ -178,15 +178,15 @@ def test_refused(files, capsys, tmp_path):
         return lines[0]
 
     assert "No such file" in refused("--against", tmp_path / "none.json")
-    assert "as an annotation file is" in refused("--against", files["truth"])
+    assert "this is an annotation file" in refused("--against", files["truth"])
     assert "is a file; expected the name of a folder to write" in refused(out="d.json")
     assert "no such image folder" in refused("--images", tmp_path / "none")
     assert "--samples must be positive" in refused("--samples", 0)
     rows = json.loads(files["d"].read_text())
     for change, message in (
         ({"image_id": 99}, "bad.json: row 1 is of image 99"),
-        ({"score": "high"}, "bad.json: row 1 has no score"),
-        ({"keypoints": [1, 2]}, "expected 51"),
+        ({"score": "high"}, "bad.json: row 1: score: expected a number, found 'high'"),
+        ({"keypoints": [1, 2]}, "row 1: keypoints: expected a flat list of x, y, score of every joint, found 2 values"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps([rows[0], {**rows[1], **change}]))
         assert message in refused("--against", tmp_path / "bad.json")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pycocotools.cocoeval import COCOeval
 
-from posefix_jax.core.skeleton import COCO, Skeleton
+from posefix_jax.core.joint_sets import COCO
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.core.synthesis import ErrorModel, synthesize_pose
 from posefix_jax.core.taxonomy import classify_joints
 from posefix_jax.data.coco import Annotations, Person
@@ -226,7 +227,7 @@ def drawn():
             jnp.asarray(known),
         )
         found = classify_joints(
-            np.asarray(pose.crop_xy, np.float64),
+            np.asarray(pose.xy, np.float64),
             np.asarray(pose.present),
             np.broadcast_to(true_xy, (draws, 17, 2)),
             np.ones((draws, 17), bool),

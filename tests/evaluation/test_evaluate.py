@@ -8,8 +8,9 @@ from conftest import detections_of
 from pycocotools.coco import COCO as Coco
 from pycocotools.cocoeval import COCOeval
 
-from posefix_jax.core.skeleton import COCO, CROWDPOSE
+from posefix_jax.core.joint_sets import COCO, CROWDPOSE
 from posefix_jax.data.coco import Person
+from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of
 from posefix_jax.evaluation.fit import FitOptions, fit
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_similarity, oks_nms, truth_of
@@ -96,7 +97,9 @@ def test_crowdpose_evaluates_as_its_authors_write_it(tmp_path):
 
 def truth(content):
     people = [
-        Person(entry["id"], entry["image_id"], np.reshape(entry["keypoints"], (17, 3)), entry["bbox"], entry["area"])
+        Person(
+            entry["id"], entry["image_id"], np.reshape(entry["keypoints"], (17, 3)), tuple(entry["bbox"]), entry["area"]
+        )
         for entry in content["annotations"]
     ]
     return truth_of([image["id"] for image in content["images"]], people, COCO)
@@ -105,7 +108,11 @@ def truth(content):
 def test_bootstrap_ap_is_pycocotools_ap(files):
     """Each photograph once gives AP itself; a photograph n times gives AP of a file that has it n times."""
     path, before, _ = files
-    content, rows = json.loads(path.read_text()), json.loads(before.read_text())
+    content = json.loads(path.read_text())
+    rows = [
+        Pose(row["image_id"], np.reshape(row["keypoints"], (17, 3)), score=row["score"])
+        for row in json.loads(before.read_text())
+    ]
     scores = keypoint_scores(truth(content), rows, COCO)
     np.testing.assert_allclose(scores.resampled(np.ones(3, int)), scores.figures["AP"], atol=1e-12)
     counts = np.array([2, 0, 1])
@@ -117,7 +124,7 @@ def test_bootstrap_ap_is_pycocotools_ap(files):
             for entry in content["annotations"]:
                 if entry["image_id"] == image["id"]:
                     annotations.append({**entry, "image_id": new, "id": len(annotations) + 1})
-            repeated += [{**row, "image_id": new} for row in rows if row["image_id"] == image["id"]]
+            repeated += [row._replace(image=new) for row in rows if row.image == image["id"]]
     again = {**content, "images": images, "annotations": annotations}
     expected = keypoint_scores(truth(again), repeated, COCO).figures["AP"]
     np.testing.assert_allclose(scores.resampled(counts), expected, atol=1e-12)

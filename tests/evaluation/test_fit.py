@@ -10,7 +10,7 @@ import pytest
 from test_synthesis import TOGETHER
 
 from posefix_jax.cli import main
-from posefix_jax.core.skeleton import COCO
+from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.synthesis import PAPER, ErrorModel, Person, from_model, read_error_model
 
 PEOPLE, AREA = 1500, 400.0
@@ -49,9 +49,7 @@ def write_draws(folder, model: ErrorModel):
             for i, xy in enumerate(true_xy)
         ],
     }  # fmt: skip
-    rows = [
-        {"image_id": i, "category_id": 1, "keypoints": flat(xy, 1), "score": 0.5} for i, xy in enumerate(pose.crop_xy)
-    ]
+    rows = [{"image_id": i, "category_id": 1, "keypoints": flat(xy, 1), "score": 0.5} for i, xy in enumerate(pose.xy)]
     (folder / "truth.json").write_text(json.dumps(truth))
     (folder / "found.json").write_text(json.dumps(rows))
     return pose.kind

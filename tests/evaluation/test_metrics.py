@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from metric_files import one_joint, person, pose, row, scorer, whole_body
 
-from posefix_jax.core.skeleton import COCO, CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY
+from posefix_jax.core.joint_sets import COCO, CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY
 from posefix_jax.data.coco import Person
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate, table_of
@@ -175,7 +175,7 @@ def test_posetrack_against_a_naive_one_and_its_resampling():
         for i in range(3):
             joints = pose(POSETRACK, y=300 * i)
             joints[rng.random(17) < 0.2] = 0
-            people.append(Person(len(people), image, joints, (0, 0, 1, 1), 1.0, 20.0 + 7 * rng.random()))
+            people.append(Person(len(people), image, joints, (0.0, 0.0, 1.0, 1.0), 1.0, 20.0 + 7 * rng.random()))
             for _ in range(rng.integers(0, 3)):
                 spread = rng.choice([1.0, 3.0, 6.0])
                 guess = pose(POSETRACK, y=300 * i) + [[*rng.normal(0, spread, 2), 0]]

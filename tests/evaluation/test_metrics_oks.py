@@ -8,7 +8,7 @@ from metric_files import one_joint, person, pose, row, scorer, whole_body
 from pycocotools.coco import COCO as Coco
 from pycocotools.cocoeval import COCOeval
 
-from posefix_jax.core.skeleton import AP10K, COCO, CROWDPOSE, WHOLEBODY
+from posefix_jax.core.joint_sets import AP10K, COCO, CROWDPOSE, WHOLEBODY
 from posefix_jax.data.coco import read_annotations
 from posefix_jax.data.formats import Edit
 from posefix_jax.data.pose_files import open_pose_file

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from posefix_jax.cli import main
-from posefix_jax.core.step import make_refine_step
+from posefix_jax.core.refine_step import make_refine_step
 from posefix_jax.refining.export import export_program
 from posefix_jax.refining.refiner import shipped_path
 from posefix_jax.runtime.checkpoints import abstract_variables, load_refiner, save_refiner

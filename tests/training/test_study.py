@@ -17,7 +17,7 @@ import dataclasses
 from posefix_jax.training.config import Config, DataConfig
 from posefix_jax.core.models import ModelConfig
 from posefix_jax.training.optimizer import OptimizerConfig
-from posefix_jax.core.step import InputConfig
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.training.study import Study
 
 def study():

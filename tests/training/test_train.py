@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 
 from posefix_jax.core.augment import AugmentConfig
-from posefix_jax.core.step import Batch, InputConfig, make_eval_step, make_train_step, make_training_pose, sample_keys
 from posefix_jax.core.synthesis import make_synthesizer
+from posefix_jax.core.train_step import (
+    Batch,
+    InputConfig,
+    make_eval_step,
+    make_train_step,
+    make_training_pose,
+    sample_keys,
+)
 from posefix_jax.data.pipeline import People, training_batches
 from posefix_jax.runtime.checkpoints import (
     ITEMS,
@@ -25,8 +32,10 @@ from posefix_jax.runtime.checkpoints import (
 from posefix_jax.runtime.devices import data_mesh, replicated, split
 from posefix_jax.training.config import Config, DataConfig, load_preset
 from posefix_jax.training.feed import Feed
+from posefix_jax.training.initial_weights import initial_state
+from posefix_jax.training.interruption import Interruption
 from posefix_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
-from posefix_jax.training.train import _Interrupt, initial_state, spec_of, train
+from posefix_jax.training.train import spec_of, train
 from posefix_jax.training.validation import Validator
 from posefix_jax.types import PosefixError, warn_once
 
@@ -188,7 +197,7 @@ def test_stops_exactly_where_the_loss_is_not_finite(config, monkeypatch):
 
     monkeypatch.setattr(Feed, "__next__", poisoning)
     poisoned, stop_at = {3}, []
-    with pytest.raises(PosefixError, match=r"not finite at step 2; the 8 people .*--skip-nonfinite 1") as error:
+    with pytest.raises(PosefixError, match=r"not finite at step 2\..*the 8 people .*--skip-nonfinite 1") as error:
         train(broken)
     listed = json.loads(Path(broken.out, "not-finite-0000002.json").read_text())
     assert listed["step"] == 2 and len(listed["people"]) == 8 and "record" in listed["people"][0]
@@ -228,14 +237,27 @@ def test_stops_within_a_validation(config, whole):
 
 
 def test_stops_after_a_time(config):
-    """A real timer and a real signal; the loop asks before each step."""
-    with _Interrupt(dataclasses.replace(config, stop_after=0.005)) as interrupt:
-        interrupt.unsaved = True
-        assert not interrupt.at(0)
+    """A real timer; the loop asks before each step."""
+    with Interruption(dataclasses.replace(config, stop_after=0.005)) as interruption:
+        assert not interruption.stops_before(0)
         until = time.monotonic() + 30
-        while not interrupt.at(1) and time.monotonic() < until:
+        while not interruption.stops_before(1) and time.monotonic() < until:
             time.sleep(0.02)
-        assert interrupt.at(2) and interrupt.noted()
+        assert interruption.stops_before(2) and interruption.asked()
+
+
+def test_signals_are_handled_from_the_first_finished_step_on(config):
+    """Once: a second signal acts as usual, and so do all after the run."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Interruption(config) as interruption:
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        interruption.step_done()
+        assert not interruption.stops_before(1)
+        signal.raise_signal(signal.SIGINT)
+        interruption.step_done()
+        assert interruption.stops_before(2) and interruption.asked()
+        assert signal.getsignal(signal.SIGINT) is before[1]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 @pytest.mark.parametrize("cache,workers", [("device", 0), ("none", 2)])
@@ -381,8 +403,8 @@ def test_every_preset_traces(preset):
     """The whole training step of the preset, by shapes alone; and its header says how to run it."""
     config = load_preset(preset)
     assert f"posefix train configs/{preset.name}" in preset.read_text()
+    from posefix_jax.core.joint_sets import COCO
     from posefix_jax.core.models import RefinerSpec
-    from posefix_jax.core.skeleton import COCO
 
     spec = RefinerSpec(COCO, config.model, (True,) * 17, config.decode)
     optimizer = make_optimizer(config.optimizer, 100)

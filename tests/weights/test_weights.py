@@ -12,9 +12,9 @@ from released import FIXTURES, kernel, released_variables, write_bundle
 from safetensors.numpy import save_file
 
 from posefix_jax.cli import main
+from posefix_jax.core.joint_sets import COCO, POSETRACK
 from posefix_jax.core.models import ModelConfig, RefinerSpec
 from posefix_jax.core.models.mobilenet import STAGES
-from posefix_jax.core.skeleton import COCO, POSETRACK
 from posefix_jax.runtime.checkpoints import abstract_variables, load_refiner
 from posefix_jax.types import PosefixError
 from posefix_jax.weights import (

@@ -6,7 +6,6 @@ from posefix_jax.core.models.network import (
     ModelConfig,
     RefinerNetwork,
     RefinerSpec,
-    compute_dtype,
 )
 
-__all__ = ["STRIDE", "DecodeConfig", "ModelConfig", "RefinerNetwork", "RefinerSpec", "compute_dtype"]
+__all__ = ["STRIDE", "DecodeConfig", "ModelConfig", "RefinerNetwork", "RefinerSpec"]

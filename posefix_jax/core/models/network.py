@@ -67,7 +67,9 @@ class ModelConfig:
     freeze_norm: bool = False
     """normalise by the running statistics in training too, and leave them as they are"""
     frozen_stages: int = 0
-    """stages of a mobilenet_v2 or movenet, and the stem before them, whose weights stay as they are"""
+    """first stages of a mobilenet_v2 or movenet, stem included, whose weights stay as they are"""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """precision of the layers; auto: float32 on a CPU, bfloat16 elsewhere. Weights, statistics, softmax and loss are float32"""
 
     def __post_init__(self):
         if self.backbone not in BACKBONES:
@@ -88,6 +90,8 @@ class ModelConfig:
             )
         if len(self.crop_hw) != 2 or any(side % 32 or side <= 0 for side in self.crop_hw):
             raise PosefixError(f"crop_hw must be two positive multiples of 32, found {self.crop_hw}")
+        if self.compute_dtype not in ("auto", "float32", "bfloat16"):
+            raise PosefixError(f"model.compute_dtype must be auto, float32 or bfloat16, found {self.compute_dtype!r}")
         if self.pose_input not in ("gaussian", "one-hot", "none"):
             raise PosefixError(f"model.pose_input must be gaussian, one-hot or none, found {self.pose_input!r}")
         if self.frame not in ("unbiased", "reference"):
@@ -95,7 +99,15 @@ class ModelConfig:
 
     @property
     def heat_hw(self) -> tuple[int, int]:
+        """Height and width of the heatmaps in cells."""
         return self.crop_hw[0] // STRIDE, self.crop_hw[1] // STRIDE
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """`compute_dtype`, with `auto` resolved for the default backend."""
+        if self.compute_dtype == "auto":
+            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if self.compute_dtype == "float32" else jnp.bfloat16
 
 
 class RefinerNetwork(nn.Module):
@@ -103,7 +115,6 @@ class RefinerNetwork(nn.Module):
 
     config: ModelConfig
     num_joints: int
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -116,11 +127,11 @@ class RefinerNetwork(nn.Module):
     ) -> Float[Array, "B h w K"]:
         config = self.config
         if config.end_to_end:
-            one = functools.partial(RefinerNetwork, replace(config, end_to_end=False), self.num_joints, self.dtype)
+            one = functools.partial(RefinerNetwork, replace(config, end_to_end=False), self.num_joints)
             absent = jnp.zeros(present.shape, bool)
             estimated = one(name="estimator")(image, jnp.zeros(crop_xy.shape), absent, train=train)
             self.sow("intermediates", "estimated", estimated)  # the loss wants it too
-            heat_xy = jax.vmap(lambda logits: heatmaps.soft_argmax(heatmaps.probabilities(logits)))(estimated)
+            heat_xy = jax.vmap(heatmaps.mean_position)(estimated)
             crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, config.frame)
             return one(name="refiner")(image, crop_xy, ~absent, train=train)
         norm = functools.partial(
@@ -128,7 +139,7 @@ class RefinerNetwork(nn.Module):
             epsilon=config.norm_epsilon,
             momentum=config.norm_momentum,
             frozen=config.freeze_norm,
-            dtype=self.dtype,
+            dtype=config.dtype,
         )
         image = (image - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
         if config.pose_input == "gaussian":
@@ -140,7 +151,7 @@ class RefinerNetwork(nn.Module):
         maps = maps._replace(rows=config.pose_amplitude * maps.rows)
         if config.backbone == "movenet":
             network = MoveNet(
-                config.width, config.head_channels, config.frozen_stages, norm, self.dtype, name="backbone"
+                config.width, config.head_channels, config.frozen_stages, norm, config.dtype, name="backbone"
             )
             x = network(image, maps, train=train)
         else:
@@ -153,21 +164,16 @@ class RefinerNetwork(nn.Module):
         """The backbone's features at a 32nd, through three transposed convolutions."""
         config = self.config
         if config.backbone == "mobilenet_v2":
-            backbone = MobileNetV2(config.width, norm, self.dtype, frozen=config.frozen_stages, name="backbone")
+            backbone = MobileNetV2(config.width, norm, config.dtype, frozen=config.frozen_stages, name="backbone")
         else:
-            backbone = ResNet(config.backbone, config.width, norm, self.dtype, name="backbone")
+            backbone = ResNet(config.backbone, config.width, norm, config.dtype, name="backbone")
         *finer, x = backbone(image, maps, train=train)
         for i in range(3):
-            x = TransposedConv(config.head_channels, dtype=self.dtype, name=f"up{i + 1}")(x)
+            x = TransposedConv(config.head_channels, dtype=config.dtype, name=f"up{i + 1}")(x)
             if config.skips:
-                x = x + Conv(config.head_channels, 1, dtype=self.dtype, name=f"skip{i + 1}")(finer[2 - i])
+                x = x + Conv(config.head_channels, 1, dtype=config.dtype, name=f"skip{i + 1}")(finer[2 - i])
             x = nn.relu(norm(name=f"up{i + 1}_norm")(x, train=train))
         return x
-
-
-def compute_dtype() -> DTypeLike:
-    """bfloat16 where the default backend computes in it, float32 on the CPU."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 @dataclass(frozen=True)
@@ -249,4 +255,4 @@ class RefinerSpec:
             raise PosefixError(f"not a refiner's spec: {error}") from error
 
     def network(self) -> RefinerNetwork:
-        return RefinerNetwork(self.model, self.skeleton.num_joints, compute_dtype())
+        return RefinerNetwork(self.model, self.skeleton.num_joints)

@@ -1,11 +1,12 @@
-"""The paper's synthesiser: a kind of error is drawn for every joint, then a place. Paper, section 4."""
+"""The paper's synthesizer: draws a kind of error for every joint, then a place for it. Paper, section 4."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.core.synthesis.error_model import DRAW_ORDER, ErrorModel
@@ -13,22 +14,28 @@ from posefix_jax.types import ErrorKind
 
 
 class SyntheticPose(NamedTuple):
-    """A spoiled pose: `crop_xy` [K, 2], `present` [K], and the `ErrorKind` of each joint, `kind` [K]."""
+    """A pose with errors, in the frame of the pose that was given (crop or patch pixels).
 
-    crop_xy: Array
-    present: Array
-    kind: Array
+    Attributes:
+      xy: the joints; (0, 0) where absent.
+      present: False for an absent joint.
+      kind: the `ErrorKind` of each joint.
+    """
+
+    xy: Float[Array, "*B K 2"]
+    present: Bool[Array, "*B K"]
+    kind: Int[Array, "*B K"]
 
 
 _LATTICE, _GENERATOR = 34, 21
-"""Whether a ring has room is found with a Fibonacci lattice of 34 lengths and angles, shifted by one random offset."""
+"""The room in a ring is measured with a Fibonacci lattice of 34 lengths and angles, shifted by one random offset."""
 _CANDIDATES = 32
-"""Independent candidates in the ring that was chosen, of which the first that meets the condition is taken."""
+"""Independent candidates in the chosen ring. The first that meets the condition becomes the joint."""
 
 
 def synthesize_pose(
     key: Key[Array, ""],
-    crop_xy: Float[Array, "K 2"],
+    xy: Float[Array, "K 2"],
     labelled: Bool[Array, " K"],
     *,
     others_xy: Float[Array, "N K 2"],
@@ -38,160 +45,227 @@ def synthesize_pose(
     errors: ErrorModel,
     overlap: Int[Array, ""] | None = None,
 ) -> SyntheticPose:
-    """Spoils one true pose the way an estimator would, and says what it did to each joint.
+    """Adds the errors of an estimator to a true pose, and says which error each joint got.
 
     Pure: equal arguments give an equal pose. One person; `vmap` to batch. The program does not grow with K.
 
-    The sources of a joint are itself, its twin, and the same two of each neighbour. Every kind has rings around
-    some of its sources, and a condition. A kind that has no room gives its probability to the others in proportion.
-    A kind is drawn, then one of its rings by its room, then independent candidates in it; the first that meets the
-    condition is taken. So lengths are uniform in the ring (not in the disc) wherever the condition does not cut, as
-    if drawn by rejection without end.
+    The sources of a joint are the joint itself, its twin, and the same two joints of each neighbor. Every kind of error
+    has rings around some sources, and a condition. A kind without room passes its probability on to the others, in
+    proportion. The function draws a kind, then one of its rings in proportion to their room, then independent candidates
+    in that ring, and takes the first that meets the condition. Lengths are therefore uniform in the ring (not in the
+    disc) where the condition cuts nothing off, as with rejection sampling that never gives up. A joint for which no kind
+    of positive probability has room stays where it is and is good.
 
     Args:
       key: consumed once; the caller folds in epoch and sample.
-      crop_xy: true joints, crop pixels; (0, 0) is the centre of the top-left pixel.
-      labelled: where False the joint is absent from the result, and is no source.
+      xy: true joints, in the frame of the result; (0, 0) is the center of the top-left pixel.
+      labelled: where False the joint is absent from the result and is no source.
       others_xy: nearest people, padded to N, same frame.
       others_labelled: False on padding.
-      area: the person's area, crop pixels squared; scales the KS radii.
+      area: the person's area, pixels squared of the same frame; scales the KS radii.
       skeleton: static.
-      errors: static; checked when built, so nothing raises here.
-      overlap: people who overlap this one; by default those in `others_xy` with a labelled joint.
+      errors: static; checks itself when built, so nothing raises here.
+      overlap: number of people who overlap this one; by default those in `others_xy` with a labelled joint.
 
     Returns:
-      Synthetic joints in crop pixels (0 where absent), their presence, and an `ErrorKind` each.
+      The synthetic joints, their presence, and an `ErrorKind` each.
     """
-    num_others = others_xy.shape[0]
-    num_sources = 2 + 2 * num_others
-    twin = skeleton.flip_index
     uniform_key, candidate_key = jax.random.split(key)
-    together_key = jax.random.split(key, 3)[2]  # the first two of three are those above
+    correlation_key = jax.random.split(key, 3)[2]  # the first two of three equal the two above
     uniform = jax.random.uniform(uniform_key, (4, skeleton.num_joints))
+    overlap = others_labelled.any(axis=-1).sum() if overlap is None else overlap
 
-    # Sources [S, K]: itself, own twin, the same joint of the others, the twin of the others.
-    crop_xy = jnp.where(labelled[:, None], crop_xy, 0.0)
-    others_xy = jnp.where(others_labelled[..., None], others_xy, 0.0)
-    source_xy = jnp.concatenate([crop_xy[None], crop_xy[twin][None], others_xy, others_xy[:, twin]])
-    has_twin = skeleton.has_twin
-    exists = jnp.concatenate(
-        [
-            labelled[None],
-            (labelled[twin] & has_twin)[None],
-            others_labelled,
-            others_labelled[:, twin] & has_twin,
-        ]
+    slots = _make_slots(others_xy.shape[0], errors)
+    scene = _scene(xy, labelled, others_xy, others_labelled, area, skeleton, errors)
+    lattice = _lattice(uniform[0], uniform[1])
+    room = _room(scene, slots, lattice, skeleton, errors)
+    kind, slot, stuck = _draw(correlation_key, uniform[2:], room, slots, labelled, overlap, skeleton, errors)
+    drawn_xy = _place(candidate_key, kind, slot, scene, slots, lattice, skeleton, errors)
+    drawn_xy = jnp.where(stuck[:, None], scene.source_xy[0], drawn_xy)
+    kind = jnp.where(stuck, int(ErrorKind.GOOD), kind)
+    return SyntheticPose(
+        xy=jnp.where(labelled[:, None], drawn_xy, 0.0),
+        present=labelled,
+        kind=jnp.where(labelled, kind, int(ErrorKind.ABSENT)).astype(jnp.int32),
     )
 
-    # Slots [Q]: a ring (inner and outer KS) around a source, for a kind.
-    itself, own_twin, foreign = 0, 1, list(range(2, num_sources))
+
+class _Slots(NamedTuple):
+    """The rings, [Q] each: static. A ring lies around a source, between two radii, for a kind of error."""
+
+    kind: np.ndarray
+    source: np.ndarray
+    weight: np.ndarray
+    inner: np.ndarray
+    outer: np.ndarray
+    """radii in units of `_Scene.unit`"""
+
+
+class _Scene(NamedTuple):
+    """The sources of a person's joints, and how they lie to each other."""
+
+    source_xy: Float[Array, "S K 2"]
+    """the joint itself, its twin, the same joint of each neighbor, the twin of each neighbor"""
+    exists: Bool[Array, "S K"]
+    between: Float[Array, "S S K 2"]
+    """the first source less the second"""
+    apart: Float[Array, "S S K"]
+    """squared distance"""
+    unit: Float[Array, " K"]
+    """the distance at which KS is exp(-1/2): d(ks) = unit sqrt(-2 ln ks)"""
+    jitter_radius: Float[Array, " K"]
+
+
+class _Lattice(NamedTuple):
+    """Points that cover any ring evenly: the share of the way from its inner to its outer radius, and a unit vector."""
+
+    share: Float[Array, "C K"]
+    direction: Float[Array, "C K 2"]
+
+
+_ITSELF, _TWIN, _FOREIGN = 0, 1, 2
+"""Indices of the sources; neighbors follow from `_FOREIGN` on."""
+
+
+def _make_slots(num_others: int, errors: ErrorModel) -> _Slots:
+    """All rings that a joint with so many neighbors may land in."""
+    num_sources = _FOREIGN + 2 * num_others
     good, jitter, miss = errors.good_ks, errors.jitter_ks, errors.miss_ks
     slots = [
-        (ErrorKind.GOOD, itself, 1.0, good),
-        (ErrorKind.JITTER, itself, good, jitter),
-        (ErrorKind.INVERSION, own_twin, errors.confusion_ks, jitter),
-        *((ErrorKind.SWAP, source, errors.confusion_ks, jitter) for source in foreign),
+        (ErrorKind.GOOD, _ITSELF, 1.0, good),
+        (ErrorKind.JITTER, _ITSELF, good, jitter),
+        (ErrorKind.INVERSION, _TWIN, errors.confusion_ks, jitter),
+        *((ErrorKind.SWAP, source, errors.confusion_ks, jitter) for source in range(_FOREIGN, num_sources)),
         *((ErrorKind.MISS, source, jitter, miss) for source in range(num_sources)),
     ]
-    slot_kind = np.array([slot[0] for slot in slots])
-    slot_source = np.array([slot[1] for slot in slots])
-    slot_weight = np.where((slot_kind == ErrorKind.MISS) & (slot_source != itself), errors.miss_weight, 1.0)
-
-    falloff = 2 * np.asarray(skeleton.sigmas if not errors.sigma else [errors.sigma] * skeleton.num_joints, np.float32)
-    unit = falloff * jnp.sqrt(area)  # [K]; d(ks) = unit * sqrt(-2 ln ks)
-
+    kind = np.array([slot[0] for slot in slots])
+    source = np.array([slot[1] for slot in slots])
+    weight = np.where((kind == ErrorKind.MISS) & (source != _ITSELF), errors.miss_weight, 1.0)
     inner, outer = (np.sqrt(-2 * np.log([slot[i] for slot in slots])).astype(np.float32) for i in (2, 3))
-    between = source_xy[:, None] - source_xy[None, :]  # [S, T, K, 2]
-    apart = (between**2).sum(axis=-1)
-    jitter_radius = unit * np.sqrt(-2 * np.log(jitter)).astype(np.float32)
+    return _Slots(kind, source, weight, inner, outer)
 
-    def meets(kind, source, length, apart, along):
-        """Whether candidates at `length` from their source meet the kind's condition.
 
-        `apart(target)` is the squared distance of the source to the target, `along(target)` the dot product of the
-        candidate's direction with the way from target to source.
-        """
-        is_miss, is_swap = kind == ErrorKind.MISS, kind == ErrorKind.SWAP
-        allowed = True
-        for target in range(num_sources):
-            # The squared distance of candidate s + r e to target t is |s - t|^2 + 2 r e.(s - t) + r^2.
-            excess = apart(target) + 2 * length * along(target)
-            far_enough = jnp.where(is_miss, excess + length**2 >= jitter_radius**2 * (1 - 1e-5), excess > 0)
-            # Who is its own source is trivially nearest; a swap minds only the person's own two joints.
-            exempt = (source == target) & ~is_miss | is_swap & (target >= 2)
-            allowed &= far_enough | ~exists[target] | exempt
-        return allowed
+def _scene(xy, labelled, others_xy, others_labelled, area, skeleton: Skeleton, errors: ErrorModel) -> _Scene:
+    twin, has_twin = skeleton.flip_index, skeleton.has_twin
+    xy = jnp.where(labelled[:, None], xy, 0.0)
+    others_xy = jnp.where(others_labelled[..., None], others_xy, 0.0)
+    source_xy = jnp.concatenate([xy[None], xy[twin][None], others_xy, others_xy[:, twin]])
+    twin_labelled = labelled[twin] & has_twin
+    exists = jnp.concatenate(
+        [labelled[None], twin_labelled[None], others_labelled, others_labelled[:, twin] & has_twin]
+    )
+    sigmas = skeleton.sigmas if not errors.sigma else [errors.sigma] * skeleton.num_joints
+    unit = 2 * np.asarray(sigmas, np.float32) * jnp.sqrt(area)
+    between = source_xy[:, None] - source_xy[None, :]
+    jitter_radius = unit * np.sqrt(-2 * np.log(errors.jitter_ks)).astype(np.float32)
+    return _Scene(source_xy, exists, between, (between**2).sum(axis=-1), unit, jitter_radius)
 
+
+def _lattice(length_offset: Float[Array, " K"], angle_offset: Float[Array, " K"]) -> _Lattice:
     cells = np.arange(_LATTICE, dtype=np.float32)[:, None]
-    rings = (inner[:, None, None], outer[:, None, None])
-    share = (cells + uniform[0]) / _LATTICE  # [C, K] of the way from the inner to the outer radius
-    quantiles = errors.length_table(skeleton)
+    share = (cells + length_offset) / _LATTICE
+    return _Lattice(share, _direction((_GENERATOR * cells % _LATTICE + angle_offset) / _LATTICE))
 
-    def length_share(kind, uniform):
-        """A uniform number as the share of the way from the inner to the outer radius."""
-        return uniform if quantiles is None else _quantile(jnp.asarray(quantiles), kind, uniform)
 
-    length = unit * (rings[0] + (rings[1] - rings[0]) * length_share(slot_kind[:, None, None], share))  # [Q, C, K]
-    direction = _direction((_GENERATOR * cells % _LATTICE + uniform[1]) / _LATTICE)  # [C, K, 2]
-    along = jnp.einsum("stkx,ckx->stck", between, direction)
-    allowed = exists[slot_source][:, None] & meets(
-        slot_kind[:, None, None],
-        slot_source[:, None, None],
+def _room(
+    scene: _Scene, slots: _Slots, lattice: _Lattice, skeleton: Skeleton, errors: ErrorModel
+) -> Float[Array, "Q K"]:
+    """The room in each ring: its weight times the lattice points in it that meet the condition of its kind."""
+    kind, source = slots.kind[:, None, None], slots.source[:, None, None]
+    length = _length(
+        scene, kind, slots.inner[:, None, None], slots.outer[:, None, None], lattice.share, skeleton, errors
+    )
+    along = jnp.einsum("stkx,ckx->stck", scene.between, lattice.direction)
+    meets = _meets(
+        scene,
+        kind,
+        source,
         length,
-        lambda target: apart[slot_source, target][:, None],
-        lambda target: along[slot_source, target],
+        lambda target: scene.apart[slots.source, target][:, None],
+        lambda target: along[slots.source, target],
     )
-    remaining = allowed.sum(axis=1, dtype=jnp.float32) * slot_weight.astype(np.float32)[:, None]  # [Q, K]
+    allowed = scene.exists[slots.source][:, None] & meets
+    return allowed.sum(axis=1, dtype=jnp.float32) * slots.weight.astype(np.float32)[:, None]
 
-    count = labelled.sum()
-    overlap = others_labelled.any(axis=-1).sum() if overlap is None else overlap
-    rates = jnp.asarray(errors.table(skeleton))[:, *errors.bin_of(count, overlap)]  # [K, kinds]
-    of_kind = slot_kind[:, None] == np.arange(5)  # [Q, kinds]
-    available = (jnp.einsum("qk,qe->ke", remaining, of_kind.astype(np.float32)) > 0) & labelled[:, None]
-    rates = jnp.where(available, rates, 0.0)
 
-    kind = (
-        _draw(uniform[2], rates) if not np.any(errors.together) else _draw_together(together_key, rates, twin, errors)
-    )
-    slot = _draw(uniform[3], remaining.T * jnp.asarray(of_kind.T, jnp.float32)[kind])
-    joint = np.arange(labelled.shape[0])
-    source = jnp.asarray(slot_source)[slot]
+def _draw(
+    key, uniform: Float[Array, "2 K"], room: Float[Array, "Q K"], slots: _Slots, labelled, overlap, skeleton, errors
+) -> tuple[Int[Array, " K"], Int[Array, " K"], Bool[Array, " K"]]:
+    """A kind of error and one of its rings for each joint, and whether no kind of positive probability has room."""
+    rates = jnp.asarray(errors.table(skeleton))[:, *errors.bin_of(labelled.sum(), overlap)]  # [K, kinds]
+    of_kind = slots.kind[:, None] == np.arange(5)  # [Q, kinds]
+    has_room = (jnp.einsum("qk,qe->ke", room, of_kind.astype(np.float32)) > 0) & labelled[:, None]
+    rates = jnp.where(has_room, rates, 0.0)
+    if np.any(errors.together):
+        kind = _draw_correlated(key, rates, skeleton.flip_index, errors)
+    else:
+        kind = _choose(uniform[0], rates)
+    slot = _choose(uniform[1], room.T * jnp.asarray(of_kind.T, jnp.float32)[kind])
+    return kind, slot, ~(rates > 0).any(axis=-1)
 
-    # Independent candidates, one random word each (16 bits of length, 16 of angle); then the lattice again, for room
-    # so narrow that none of those fits.
-    words = _sequence(jax.random.bits(candidate_key, (skeleton.num_joints,)), _CANDIDATES)
+
+def _place(
+    key, kind, slot, scene: _Scene, slots: _Slots, lattice: _Lattice, skeleton: Skeleton, errors: ErrorModel
+) -> Float[Array, "K 2"]:
+    """A place for each joint in its ring: the first of some independent candidates that meets the condition.
+
+    The lattice points come after the candidates: they find a place in room so narrow that no candidate fits.
+    """
+    joint = np.arange(skeleton.num_joints)
+    source = jnp.asarray(slots.source)[slot]
+    # One random word per candidate: 16 bits of length, 16 of angle.
+    words = _sequence(jax.random.bits(key, (skeleton.num_joints,)), _CANDIDATES)
     low, high = ((part.astype(jnp.float32) + 0.5) / 2**16 for part in (words & 0xFFFF, words >> 16))
-    ring = (jnp.asarray(inner)[slot], jnp.asarray(outer)[slot])
-    shares = length_share(kind[None], jnp.concatenate([low, share]))
-    length = unit * (ring[0] + (ring[1] - ring[0]) * shares)
-    direction = jnp.concatenate([_direction(high), direction])
-    between, apart = between[source, :, joint], apart[source, :, joint]  # [K, T, 2], [K, T]
-    fits = meets(
+    inner, outer = jnp.asarray(slots.inner)[slot], jnp.asarray(slots.outer)[slot]
+    length = _length(scene, kind[None], inner, outer, jnp.concatenate([low, lattice.share]), skeleton, errors)
+    direction = jnp.concatenate([_direction(high), lattice.direction])
+    between, apart = scene.between[source, :, joint], scene.apart[source, :, joint]  # [K, T, 2], [K, T]
+    meets = _meets(
+        scene,
         kind,
         source,
         length,
         lambda target: apart[:, target],
         lambda target: (between[:, target] * direction).sum(axis=-1),
     )
-    first = jnp.argmax(fits, axis=0)
-    drawn_xy = source_xy[source, joint] + length[first, joint][:, None] * direction[first, joint]
-    # Nothing remains only where every candidate is ruled out (two people's joints coincide): then it is good.
-    stuck = ~available.any(axis=-1)
-    drawn_xy = jnp.where(stuck[:, None], crop_xy, drawn_xy)
-    kind = jnp.where(stuck, int(ErrorKind.GOOD), kind)
-    return SyntheticPose(
-        crop_xy=jnp.where(labelled[:, None], drawn_xy, 0.0),
-        present=labelled,
-        kind=jnp.where(labelled, kind, int(ErrorKind.ABSENT)).astype(jnp.int32),
-    )
+    first = jnp.argmax(meets, axis=0)
+    return scene.source_xy[source, joint] + length[first, joint][:, None] * direction[first, joint]
 
 
-def _draw_together(key, rates: Float[Array, "K kinds"], twin: np.ndarray, errors: ErrorModel) -> Int[Array, " K"]:
-    """A kind a joint with these probabilities, each kind tied over the joints of the person as `errors.together` says.
+def _length(scene: _Scene, kind, inner, outer, uniform, skeleton: Skeleton, errors: ErrorModel) -> Array:
+    """Uniform numbers as distances from the source, by the error model's distribution of lengths within a ring."""
+    quantiles = errors.length_table(skeleton)
+    share = uniform if quantiles is None else _quantile(jnp.asarray(quantiles), kind, uniform)
+    return scene.unit * (inner + (outer - inner) * share)
 
-    Whether a joint has a kind, given that it has none of those before it in the order, is decided by a normal variable
-    with a part that the person's joints share, a part that twins share, and one of its own. The probabilities hold
-    exactly, whatever the correlation.
+
+def _meets(scene: _Scene, kind, source, length, apart, along) -> Array:
+    """Whether candidates at `length` from their source meet the condition of their kind.
+
+    Args:
+      apart: function of a target: squared distance of the source to it.
+      along: function of a target: dot product of the candidate's direction with source less target.
+    """
+    is_miss, is_swap = kind == ErrorKind.MISS, kind == ErrorKind.SWAP
+    allowed = True
+    for target in range(scene.source_xy.shape[0]):
+        # The squared distance of candidate s + r e to target t is |s - t|^2 + 2 r e.(s - t) + r^2.
+        excess = apart(target) + 2 * length * along(target)
+        far_enough = jnp.where(is_miss, excess + length**2 >= scene.jitter_radius**2 * (1 - 1e-5), excess > 0)
+        # The own source is trivially nearest. A swap needs to be far from the person's own two joints only.
+        exempt = (source == target) & ~is_miss | is_swap & (target >= _FOREIGN)
+        allowed &= far_enough | ~scene.exists[target] | exempt
+    return allowed
+
+
+def _draw_correlated(
+    key, rates: Float[Array, "K kinds"], twin: Int[ArrayLike, " K"], errors: ErrorModel
+) -> Int[Array, " K"]:
+    """A kind per joint with these probabilities, correlated within the person as `errors.together` says.
+
+    Goes through the kinds in `DRAW_ORDER`. Whether a joint that has none of the kinds so far gets this one depends on a
+    normal variable: the sum of a part that all joints of the person share, a part that twins share, and a part of its
+    own. Each kind keeps its probability exactly, whatever the correlation.
     """
     joints_key, person_key = jax.random.split(key)
     draws = jax.random.normal(joints_key, (len(DRAW_ORDER), 2, len(twin)))
@@ -209,7 +283,7 @@ def _draw_together(key, rates: Float[Array, "K kinds"], twin: np.ndarray, errors
         kind = jnp.where(has, int(each), kind)
         undecided &= ~has
         left = left - rates[:, each]
-    # Rounding may leave over what has no room.
+    # By rounding, a joint may be left with a kind that has no room.
     has_room = jnp.take_along_axis(rates, kind[:, None], axis=1)[:, 0] > 0
     return jnp.where(has_room, kind, rates.argmax(axis=-1))
 
@@ -224,21 +298,21 @@ def _quantile(table: Float[Array, "kinds K Q"], kind, uniform):
     return table[kind, joint, below] * (1 - part) + table[kind, joint, below + 1] * part
 
 
-def _sequence(seed: Array, count: int) -> Array:
-    """[count, K] uint32 of the SplitMix generator from a seed each: a fraction of the cost of as many of jax's."""
+def _sequence(seed: UInt32[Array, " K"], count: int) -> UInt32[Array, "count K"]:
+    """`count` words of the SplitMix generator per seed, at a fraction of the cost of `jax.random.bits`."""
     word = seed + np.arange(1, count + 1, dtype=np.uint32)[:, None] * np.uint32(0x9E3779B9)
     word = (word ^ (word >> 16)) * np.uint32(0x21F0AAAD)
     word = (word ^ (word >> 15)) * np.uint32(0x735A2D97)
     return word ^ (word >> 15)
 
 
-def _direction(turn: Array) -> Array:
-    """[..., 2] the unit vector at a share of a full turn."""
+def _direction(turn: Float[Array, "*C K"]) -> Float[Array, "*C K 2"]:
+    """The unit vector at a share of a full turn."""
     return jnp.stack([jnp.cos(2 * jnp.pi * turn), jnp.sin(2 * jnp.pi * turn)], axis=-1)
 
 
-def _draw(uniform: Float[Array, " K"], weights: Float[Array, "K M"]) -> Int[Array, " K"]:
-    """One index a row, with probability in proportion to its weight; never one of weight 0 if another is not."""
+def _choose(uniform: Float[Array, " K"], weights: Float[Array, "K M"]) -> Int[Array, " K"]:
+    """One index per row, with probability in proportion to its weight. Never one of weight 0 if the row has another."""
     size = weights.shape[-1]
     cumulative = weights @ np.triu(np.ones((size, size), np.float32))
     passed = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=-1)

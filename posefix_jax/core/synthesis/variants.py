@@ -140,8 +140,8 @@ def limb(skeleton: Skeleton, *, share: float = 0.5) -> Synthesizer:
         flipped = jnp.where(event == 0, one, jnp.where(event == 1, pair, everything)) & (event < 3)
         twin = skeleton.flip_index
         flipped &= person.labelled[twin] & skeleton.has_twin
-        offset = pose.crop_xy - person.xy
-        xy = jnp.where(flipped[:, None], person.xy[twin] + offset, pose.crop_xy)
+        offset = pose.xy - person.xy
+        xy = jnp.where(flipped[:, None], person.xy[twin] + offset, pose.xy)
         turn, length = jax.random.uniform(way_key, (2,))
         unit = jnp.where(one, _unit(person, skeleton), 0.0).max()
         inner, outer = ((-2 * np.log(ks)) ** 0.5 for ks in (PAPER.jitter_ks, PAPER.miss_ks))
@@ -152,7 +152,7 @@ def limb(skeleton: Skeleton, *, share: float = 0.5) -> Synthesizer:
         )
         xy = jnp.where((one & (event == 3))[:, None], xy + way, xy)
         use = jax.random.bernoulli(use_key, share)
-        return _classified(jnp.where(use, xy, pose.crop_xy), person.labelled, person, skeleton)
+        return _classified(jnp.where(use, xy, pose.xy), person.labelled, person, skeleton)
 
     return synthesize
 

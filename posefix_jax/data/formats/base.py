@@ -2,19 +2,19 @@
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from posefix_jax.core.geometry import joint_extent
 from posefix_jax.core.skeleton import Skeleton, joints_in
 from posefix_jax.data.image_sources import open_binary
-from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
+from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, Readable, edit
 from posefix_jax.types import PosefixError
 
 ImageId = int | str
@@ -53,7 +53,7 @@ class Element(NamedTuple):
     """A piece of a file: the text before it, its own text (or table), its people, whether it is the file's first."""
 
     lead: str
-    text: object
+    text: Any
     poses: Sequence[Pose] = ()
     first: bool = False
 
@@ -160,11 +160,11 @@ class Format:
                     raise file.unfit(row, error) from error
         return None
 
-    def items(self, opened: BinaryIO, file: "PoseFile") -> Iterator[Item]:
+    def items(self, opened: Readable, file: "PoseFile") -> Iterator[Item]:
         """The elements' texts and values."""
         raise NotImplementedError
 
-    def people(self, value, text: str, file: "PoseFile") -> Iterator[Pose]:
+    def people(self, value: object, text: str, file: "PoseFile") -> Iterator[Pose]:
         """The people of an element; raises one of `PROBLEMS` where it has the wrong form."""
         raise NotImplementedError
 
@@ -180,7 +180,8 @@ class Format:
 
     def write_back(self, file: "PoseFile", edits: Sequence[Edit]) -> bytes:
         """Consecutive elements of a file with their changes."""
-        data, opening = [], None
+        data: list[str] = []
+        opening: str | None = None
         for change in edits:
             element = change.element
             if change.dropped:
@@ -188,9 +189,11 @@ class Format:
                 continue
             # The text that opens the file belongs to a row that is left out: the next row takes it over. There is a
             # next one, since a photograph's best row is never left out and all its rows are in one part.
-            takes_over = opening is not None and element.text
-            data.append(opening if takes_over else element.lead)
-            opening = None if takes_over else opening
+            if opening is not None and element.text:
+                data.append(opening)
+                opening = None
+            else:
+                data.append(element.lead)
             data.append(self.edited(file, change))
         return "".join(data).encode()
 
@@ -236,7 +239,7 @@ class Format:
         return (stem[:150] or "image") + self.suffix
 
     @contextmanager
-    def writer(self, file: BinaryIO):
+    def writer(self, file: BinaryIO) -> Iterator[Callable[[bytes], object]]:
         """A function that takes the bytes of the pieces, in order."""
         yield file.write
 
@@ -268,12 +271,12 @@ class JsonFormat(Format):
         """The paths of a joint's x, y and score within the element; None for a score that the file lacks."""
         raise NotImplementedError
 
-    def people(self, value, text, file):
+    def people(self, value: object, text: str, file: "PoseFile") -> Iterator[Pose]:
         if not isinstance(value, dict):
             raise ValueError(f"is {type(value).__name__}, expected an object")
         return self.people_of(value, file.image)
 
-    def items(self, opened, file):
+    def items(self, opened: Readable, file: "PoseFile") -> Iterator[Item]:
         stream = JsonStream(opened, file.path)
         lead = stream.space()
         if file.list_in == "":
@@ -298,7 +301,7 @@ class JsonFormat(Format):
                     lead += stream.value(LONGEST_ASIDE)[1]
             yield Item(lead + stream.rest(), "", None)
 
-    def edited(self, file, change):
+    def edited(self, file: "PoseFile", change: Edit) -> str:
         digits = 7 if self.fraction else 3
         edits: dict[tuple, object] = {}
         for index, joints, changed in change.changes():
@@ -317,7 +320,7 @@ class JsonFormat(Format):
                     values.append(round(score, 4) if self.visible is None else self.visible)
                 edits |= zip(paths, values, strict=False)
         for index, score in change.scores.items():
-            edits[(*change.element.poses[index].path, *self.score_path)] = round(score, 6)
+            edits[(*change.element.poses[index].path, *(self.score_path or ()))] = round(score, 6)
         return edit(change.element.text, edits) if edits else change.element.text
 
 

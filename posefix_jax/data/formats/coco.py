@@ -2,16 +2,19 @@
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from posefix_jax.core.skeleton import WHOLEBODY, WHOLEBODY_KEYS
+from posefix_jax.core.joint_sets import WHOLEBODY, WHOLEBODY_KEYS
 from posefix_jax.data.formats.base import (
     PROBLEMS,
     Element,
+    ImageId,
     JsonFormat,
     Photograph,
     Pose,
+    PoseFile,
     box_of,
     flat,
     image_id,
@@ -29,16 +32,16 @@ class CocoResults(JsonFormat):
     """A list (or lines) of {image_id, category_id, keypoints, score}."""
 
     name = "coco"
-    element_keys = ("keypoints",)
+    element_keys: tuple[str, ...] = ("keypoints",)
     row_per_person = True
     score_path = ("score",)
     writable = True
     groups_people = False
 
-    def matches(self, entry):
+    def matches(self, entry: dict) -> bool:
         return bool(entry.keys() & {"image_id", "keypoints", "category_id"})
 
-    def people_of(self, entry, image):
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         image = image_id(entry.get("image_id"))
         yield Pose(
             image,
@@ -50,10 +53,10 @@ class CocoResults(JsonFormat):
             extras={key: entry[key] for key in EXTRAS & entry.keys()},
         )
 
-    def paths(self, pose, joint):
+    def paths(self, pose: Pose, joint: int) -> tuple:
         return tuple((*pose.path, "keypoints", 3 * joint + i) for i in range(3))
 
-    def compose(self, photograph):
+    def compose(self, photograph: Photograph) -> list[str]:
         return [
             json.dumps({**_row(photograph, pose), "score": 1.0 if pose.score is None else pose.score})
             for pose in photograph.people
@@ -69,21 +72,20 @@ class CocoWholeBody(CocoResults):
     writable = False
     _places = tuple((key, place) for key, count in WHOLEBODY_KEYS.items() for place in range(count))
 
-    def matches(self, entry):
+    def matches(self, entry: dict) -> bool:
         return set(WHOLEBODY_KEYS) <= entry.keys()
 
-    def people_of(self, entry, image):
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         parts = []
         for key, count in WHOLEBODY_KEYS.items():
             parts.append(triples(entry.get(key), key))
             if len(parts[-1]) != count:
-                raise ValueError(
-                    f"{key}: expected {3 * count} values (x, y, score of {count} joints), found {len(entry[key])}"
-                )
+                found = 3 * len(parts[-1])
+                raise ValueError(f"{key}: expected {3 * count} values (x, y, score of {count} joints), found {found}")
         for pose in super().people_of(entry, image):
             yield pose._replace(joints=np.concatenate(parts))
 
-    def paths(self, pose, joint):
+    def paths(self, pose: Pose, joint: int) -> tuple:
         key, place = self._places[joint]
         return tuple((*pose.path, key, 3 * place + i) for i in range(3))
 
@@ -98,15 +100,15 @@ class CocoAnnotations(CocoResults):
     head = '{"annotations": ['
     lists_images = True
 
-    def matches(self, entry):
+    def matches(self, entry: dict) -> bool:
         return False
 
-    def people_of(self, entry, image):
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         image_id(entry.get("image_id"))
         if entry.get("keypoints"):
             yield from super().people_of(entry, image)
 
-    def compose(self, photograph):
+    def compose(self, photograph: Photograph) -> list[str]:
         texts = []
         for i, pose in enumerate(photograph.people):
             visible = np.column_stack([pose.joints[:, :2], 2.0 * (pose.joints[:, 2] > 0)])
@@ -118,8 +120,10 @@ class CocoAnnotations(CocoResults):
             texts.append(json.dumps({**_row(photograph, pose), **more, "keypoints": keypoints}))
         return texts
 
-    def tail_of(self, images, joints):
-        entries = [{"id": image, **({"file_name": name} if name else {})} for image, name in dict(images).items()]
+    def tail_of(self, images: Sequence[Sequence], joints: Sequence[str]) -> str:
+        entries = [
+            {"id": image, **({"file_name": name} if name else {})} for image, name in {i: n for i, n in images}.items()
+        ]
         category = {"id": 1, "name": "person", "keypoints": list(joints)}
         return f'],\n"images": {json.dumps(entries)},\n"categories": {json.dumps([category])}}}\n'
 
@@ -132,12 +136,13 @@ class Detectron2(CocoResults):
     row_per_person = False
     writable = False
 
-    def matches(self, entry):
-        instances = entry.get("instances")
-        rows = isinstance(instances, list) and instances and isinstance(instances[0], dict)
-        return bool(rows) and "keypoint_scores" not in instances[0]
+    def matches(self, entry: dict) -> bool:
+        match entry.get("instances"):
+            case [dict() as first, *_]:
+                return "keypoint_scores" not in first
+        return False
 
-    def people_of(self, entry, image):
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         for i, row in enumerate(entry["instances"]):
             for pose in super().people_of({"image_id": entry["image_id"], **row}, image):
                 yield pose._replace(path=("instances", i))
@@ -155,7 +160,7 @@ class CocoBoxes(CocoResults):
     def __init__(self, category: int):
         self.category = category
 
-    def elements(self, file):
+    def elements(self, file: PoseFile) -> Iterator[Element]:
         none = [0] * (3 * file.skeleton.num_joints)
         lead = "["
         with open_binary(file.path) as opened:

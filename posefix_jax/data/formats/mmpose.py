@@ -1,10 +1,11 @@
 """MMPose's predictions: of a video or folder (`instance_info`), of one image, and lines of them."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 
-from posefix_jax.data.formats.base import JsonFormat, Pose, image_id, numbers, score_of
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose, image_id, numbers, score_of
 
 
 class MMPoseImage(JsonFormat):
@@ -13,17 +14,17 @@ class MMPoseImage(JsonFormat):
     name = "mmpose-image"
     members = ("instance_info",)
 
-    def matches(self, entry):
+    def matches(self, entry: dict) -> bool:
         return {"keypoints", "keypoint_scores"} <= entry.keys()
 
-    def people_of(self, entry, image):
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         xy = numbers(entry["keypoints"], axes=2)
         scores = numbers(entry["keypoint_scores"], "keypoint_scores", axes=1)
         if xy.shape[1] < 2 or scores.shape != xy.shape[:1]:
             raise ValueError(f"keypoints are {xy.shape} and keypoint_scores {scores.shape}, expected [K, 2] and [K]")
         yield Pose(image, np.column_stack([xy[:, :2], scores]), (), score_of(entry, "bbox_score"))
 
-    def paths(self, pose, joint):
+    def paths(self, pose: Pose, joint: int) -> tuple:
         xy = (*pose.path, "keypoints", joint)
         return (*xy, 0), (*xy, 1), (*pose.path, "keypoint_scores", joint)
 
@@ -35,17 +36,17 @@ class MMPose(MMPoseImage):
     element_keys = ("instances",)
     writable = True
 
-    def matches(self, entry):
+    def matches(self, entry: dict) -> bool:
         return "instances" in entry
 
-    def people_of(self, entry, image):
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         known = [entry[key] for key in ("image_id", "file_name", "img_name", "frame_id") if key in entry]
         image = image_id(known[0]) if known else image
         for i, instance in enumerate(entry["instances"]):
             for pose in super().people_of(instance, image):
                 yield pose._replace(path=("instances", i))
 
-    def compose(self, photograph):
+    def compose(self, photograph: Photograph) -> list[str]:
         instances = [
             {
                 "keypoints": [[round(x, 3), round(y, 3)] for x, y in pose.joints[:, :2].tolist()],

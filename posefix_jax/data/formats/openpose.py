@@ -1,9 +1,10 @@
 """OpenPose's JSON: a file per photograph, `people` with `pose_keypoints_2d`."""
 
 import json
+from collections.abc import Iterator
 
-from posefix_jax.core.skeleton import OPENPOSE25
-from posefix_jax.data.formats.base import JsonFormat, Pose, flat, triples
+from posefix_jax.core.joint_sets import OPENPOSE25
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose, flat, triples
 
 
 class OpenPose(JsonFormat):
@@ -17,13 +18,13 @@ class OpenPose(JsonFormat):
     suffix = "_keypoints.json"
     writes_score = False
 
-    def people_of(self, entry, image):
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         if entry["pose_keypoints_2d"]:
             yield Pose(image, triples(entry["pose_keypoints_2d"], "pose_keypoints_2d"))
 
-    def paths(self, pose, joint):
+    def paths(self, pose: Pose, joint: int) -> tuple:
         return tuple((*pose.path, "pose_keypoints_2d", 3 * joint + i) for i in range(3))
 
-    def compose(self, photograph):
+    def compose(self, photograph: Photograph) -> list[str]:
         people = [{"person_id": [-1], "pose_keypoints_2d": flat(pose)} for pose in photograph.people]
         return [json.dumps({"version": 1.3, "people": people})]

@@ -1,11 +1,13 @@
 """Parquet tables of poses: columns image_id (or file_name), keypoints (flat x, y, score), perhaps score. Needs pyarrow."""
 
 import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 
-from posefix_jax.data.formats.base import Edit, Element, Format, Pose
+from posefix_jax.data.formats.base import Edit, Element, Format, Photograph, Pose, PoseFile
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.types import PosefixError
 
@@ -24,7 +26,7 @@ class Parquet(Format):
     is_table = True
     head = between = tail = ""
 
-    def count_joints(self, file):
+    def count_joints(self, file: PoseFile) -> int | None:
         """As `Format.count_joints`. Raises PosefixError: a column is missing, or is of a type that cannot hold its values."""
         types = _arrow().types
         with _opened(file.path) as table:
@@ -44,7 +46,7 @@ class Parquet(Format):
                 return len(batch["keypoints"][0].as_py() or ()) // 3
         return None
 
-    def elements(self, file):
+    def elements(self, file: PoseFile) -> Iterator[Element]:
         count, first = 3 * file.skeleton.num_joints, 0
         with _opened(file.path) as table:
             key = "image_id" if "image_id" in table.schema_arrow.names else "file_name"
@@ -64,19 +66,21 @@ class Parquet(Format):
                 first += len(images)
                 yield Element("", batch, poses)
 
-    def has_score(self, file):
+    def has_score(self, file: PoseFile) -> bool:
         with _opened(file.path) as table:
             return "score" in table.schema_arrow.names
 
-    def write_back(self, file, edits):
+    def write_back(self, file: PoseFile, edits: Sequence[Edit]) -> bytes:
         return b"".join(map(_edited, edits))
 
-    def write_new(self, photographs, *, single, integer_ids):
+    def write_new(
+        self, photographs: Sequence[Photograph], *, single: bool, integer_ids: bool
+    ) -> list[tuple[str, bytes]]:
         rows = [(photograph.image, pose) for photograph in photographs for pose in photograph.people]
         return [("", _packed(_table_of(rows, integer_ids)))] if rows else []
 
     @contextmanager
-    def writer(self, file):
+    def writer(self, file: BinaryIO) -> Iterator[Callable[[bytes], object]]:
         arrow, table = _arrow(), None
 
         def write(data: bytes) -> None:

@@ -1,11 +1,12 @@
 """PoseTrack 2017's JSON: `annolist` of frames, whose people list only the joints they have."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 
-from posefix_jax.core.skeleton import POSETRACK17
-from posefix_jax.data.formats.base import JsonFormat, Pose, image_id, numbers, score_of
+from posefix_jax.core.joint_sets import POSETRACK17
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose, image_id, numbers, score_of
 
 
 class PoseTrack17(JsonFormat):
@@ -18,7 +19,7 @@ class PoseTrack17(JsonFormat):
     written_skeleton = POSETRACK17
     head, tail = '{"annolist": [', "]}\n"
 
-    def people_of(self, entry, _image):
+    def people_of(self, entry: dict, _image: ImageId) -> Iterator[Pose]:
         image = image_id(entry["image"][0]["name"])
         rectangles = entry.get("annorect") or []
         alone = isinstance(rectangles, dict)
@@ -41,12 +42,12 @@ class PoseTrack17(JsonFormat):
                 path = ("annorect", *(() if alone else (i,)), "annopoints", place, "point")
                 yield Pose(image, joints, path, score_of(rectangle), track=track, slots=slots, slot=len(points))
 
-    def paths(self, pose, joint):
-        slot, scored = pose.slots[joint]
+    def paths(self, pose: Pose, joint: int) -> tuple:
+        slot, scored = (pose.slots or {})[joint]
         point = (*pose.path, slot)
         return (*point, "x", 0), (*point, "y", 0), (*point, "score", 0) if scored else None
 
-    def compose(self, photograph):
+    def compose(self, photograph: Photograph) -> list[str]:
         rectangles = []
         for pose in photograph.people:
             points = [

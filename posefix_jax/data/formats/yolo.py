@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from posefix_jax.data.formats.base import Format, Pose, box_of
-from posefix_jax.data.json_stream import Item
+from posefix_jax.data.formats.base import Edit, Format, Photograph, Pose, PoseFile, box_of
+from posefix_jax.data.json_stream import Item, Readable
 from posefix_jax.types import PosefixError
 
 _WORD = re.compile(r"\S+")
@@ -22,7 +22,7 @@ class Yolo(Format):
     head, between, tail = "", "\n", "\n"
     suffix = ".txt"
 
-    def items(self, opened, file):
+    def items(self, opened: Readable, file: PoseFile) -> Iterator[Item]:
         for line in _lines(opened, file.path):
             try:
                 text = line.decode()
@@ -31,7 +31,7 @@ class Yolo(Format):
             yield Item("", text, None) if text.strip() else Item(text, "", None)
         yield Item("", "", None)
 
-    def people(self, _value, text, file):
+    def people(self, _value: object, text: str, file: PoseFile) -> Iterator[Pose]:
         joints = file.skeleton.num_joints
         values = np.array([float(word) for word in text.split()])
         each = _values_per_joint(len(values), joints)
@@ -47,23 +47,24 @@ class Yolo(Format):
         joints = np.column_stack([pose[:, :2], scores])
         yield Pose(file.image, joints, (), score, track=track and int(float(track)))
 
-    def edited(self, file, change):
+    def edited(self, file: PoseFile, change: Edit) -> str:
         line = change.element.text
         if not change.joints:
             return line
         words = list(_WORD.finditer(line))
         each = _values_per_joint(len(words), file.skeleton.num_joints)
-        new = {}
+        new: dict[int, str] = {}
         for _, joints, changed in change.changes():
             for joint in np.flatnonzero(changed).tolist():
                 new |= {5 + each * joint + i: f"{joints[joint, i]:.6g}" for i in range(each)}
-        pieces, done = [], 0
+        pieces: list[str] = []
+        done = 0
         for index in sorted(new):
             pieces += line[done : words[index].start()], new[index]
             done = words[index].end()
         return "".join([*pieces, line[done:]])
 
-    def compose(self, photograph):
+    def compose(self, photograph: Photograph) -> list[str]:
         lines = []
         for pose in photograph.people:
             x, y, w, h = box_of(pose.joints)
@@ -73,7 +74,7 @@ class Yolo(Format):
         return lines
 
 
-def _lines(file, path: str) -> Iterator[bytes]:
+def _lines(file: Readable, path: str) -> Iterator[bytes]:
     rest = b""
     while data := file.read(1 << 16):
         *lines, rest = (rest + data).split(b"\n")

@@ -1,4 +1,4 @@
-"""What runs on the devices: one training step, one evaluation step, one refinement step. Pure, no I/O."""
+"""The training step, and the evaluation step on the same batches. Pure: no I/O, no hidden state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from posefix_jax.core import geometry, heatmaps, losses
-from posefix_jax.core.augment import AugmentConfig, random_colour, random_crop_affine, random_erase, warp
+from posefix_jax.core.augment import AugmentConfig, random_color, random_crop_affine, random_erase, warp
 from posefix_jax.core.models import STRIDE, RefinerSpec
+from posefix_jax.core.refine_step import make_refine_step
 from posefix_jax.core.synthesis import Person, Synthesizer, SyntheticPose
 from posefix_jax.core.taxonomy import similarity
 from posefix_jax.types import ErrorKind, PosefixError
 
-Network = Callable[..., Array]
-"""(variables, image [B,H,W,3], crop_xy [B,K,2], present [B,K]) -> logits [B,h,w,K]"""
-
 
 class TrainState(NamedTuple):
-    """All that training changes.
+    """Everything that training changes.
 
-    `average` holds averaged {params, batch_stats}, or is None; `skipped` counts the batches whose loss or gradient was
-    not finite and that changed nothing.
+    Attributes:
+      average: averaged {params, batch_stats}, or None.
+      skipped: number of batches whose loss or gradient was not finite. They changed nothing.
     """
 
     step: Int[Array, ""]
@@ -36,15 +36,17 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> dict:
-        """What a refiner runs with: the averaged variables if there are any."""
+        """The variables to refine with: the averaged ones if they exist."""
         return self.average if self.average is not None else {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class Batch(NamedTuple):
-    """Person records, stacked. Coordinates and boxes are patch pixels.
+    """A stack of person records. Coordinates and boxes are in patch pixels.
 
-    `weight` is 0 for a record whose image could not be read. `detected_xy` holds M poses that real estimators
-    gave for the person, all absent where there is none.
+    Attributes:
+      detected_xy, detected: M poses that real estimators found for the person; padding has no joint.
+      weight: 0 for a record whose image could not be read.
+      sample, epoch: what the random key of the record is derived from.
     """
 
     patch: UInt8[Array, "B P P 3"]
@@ -64,16 +66,16 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class InputConfig:
-    """What the network sees as its input pose during training. Static under `jit`."""
+    """The input pose during training. Static under `jit`."""
 
     withhold_pose: float = 0.0
-    """share of the samples that get no input pose at all"""
+    """share of samples without any input pose"""
     withhold_joint: float = 0.0
-    """share of the input joints left out"""
+    """share of input joints that are removed"""
     self_share: float = 0.0
-    """share of the samples whose input is the network's own output for the synthetic pose, for refining repeatedly"""
+    """share of samples whose input is the network's own output for the synthetic pose; trains for repeated refinement"""
     box: Literal["pose", "annotation"] = "pose"
-    """crop around: pose (the input's extent x 1.2, as in refinement) or annotation (the record's box, as in the paper)"""
+    """where to crop: pose (around the input pose, as in refinement) or annotation (the record's box, as in the paper)"""
 
     def __post_init__(self):
         for name in ("withhold_pose", "withhold_joint", "self_share"):
@@ -82,12 +84,20 @@ class InputConfig:
 
 
 def sample_keys(root: Key[Array, ""], epoch: Int[Array, " B"], sample: Int[Array, " B"]) -> Key[Array, " B"]:
-    """One key a sample, the same on any number of devices and hosts."""
+    """One key per sample, the same on any number of devices and hosts."""
     return jax.vmap(lambda e, s: jax.random.fold_in(jax.random.fold_in(root, e), s))(epoch, sample)
 
 
 class TrainingPose(NamedTuple):
-    """One augmented sample, crop pixels: the crop, the truth, and the spoiled input."""
+    """One augmented sample, in crop pixels.
+
+    Attributes:
+      crop: RGB, 0..255.
+      crop_xy: true joints.
+      valid: joints that count in the loss: labelled, trained and inside the crop.
+      input: the synthetic pose.
+      area: the person's area, crop pixels squared.
+    """
 
     crop: Float[Array, "H W 3"]
     crop_xy: Float[Array, "K 2"]
@@ -96,8 +106,8 @@ class TrainingPose(NamedTuple):
     area: Float[Array, ""]
 
 
-def person_of(record: Batch, trained) -> Person:
-    """What a synthesiser sees of one record, patch pixels; joints that are not `trained` [K] are unlabelled."""
+def person_of(record: Batch, trained: Bool[ArrayLike, " K"]) -> Person:
+    """One record as a synthesizer sees it, in patch pixels. Joints that are not `trained` count as unlabelled."""
     return Person(
         xy=record.patch_xy,
         labelled=record.labelled & trained,
@@ -111,7 +121,7 @@ def person_of(record: Batch, trained) -> Person:
 
 
 def _crop_box(patch_xy, around, crop_hw):
-    """The crop region around a pose as in refinement; somewhere, if there is no joint to lay it around."""
+    """The crop region around the joints `around`, as in refinement. Without such a joint: the patch's top left corner."""
     box = geometry.crop_box_of_joints(patch_xy, around, crop_hw, xp=jnp)
     return jnp.where(around.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]], jnp.float32))
 
@@ -125,12 +135,16 @@ def make_training_pose(
     augment: AugmentConfig,
     inputs: InputConfig,
 ) -> TrainingPose:
-    """Spoils one record (a `Batch` without its first axis) and cuts an augmented crop; `vmap` to batch.
+    """Adds errors to the pose of one record and cuts an augmented crop. `vmap` to batch.
 
-    The crop is laid around the spoiled pose, as refinement lays it around an estimator's. Everything but `key` and
-    `record` is static. Joints that the spec does not train are treated as unlabelled.
+    Args:
+      key: consumed once.
+      record: a `Batch` without its first axis.
+      spec: static. Joints that it does not train count as unlabelled.
+      synthesize, augment, inputs: static. With `inputs.box` "pose" the crop is placed around the synthetic pose, as
+        refinement places it around an estimator's pose.
     """
-    affine_key, colour_key, error_key, choice_key, half_key, erase_key = jax.random.split(key, 6)
+    affine_key, color_key, error_key, choice_key, half_key, erase_key = jax.random.split(key, 6)
     strength = augment.strength(record.epoch)
     crop_hw = spec.model.crop_hw
     trained = jnp.asarray(spec.trained_joints)
@@ -138,12 +152,12 @@ def make_training_pose(
 
     pose = _withhold(choice_key, synthesize(error_key, person_of(record, trained)), inputs)
     if inputs.box == "pose":
-        # A pose without a joint is one that was withheld: then the truth says where the person is.
+        # A withheld pose has no joint: then the crop is placed around the true joints.
         some = pose.present.any()
         around = jnp.where(some, pose.present, labelled)
         if augment.half_body:
             around = _half_body(half_key, around, spec.skeleton, augment.half_body)
-        box = _crop_box(jnp.where(some, pose.crop_xy, record.patch_xy), around, crop_hw)
+        box = _crop_box(jnp.where(some, pose.xy, record.patch_xy), around, crop_hw)
     else:
         box = geometry.crop_box(record.box, crop_hw, xp=jnp)
     affine, area_scale, mirror = random_crop_affine(
@@ -156,17 +170,17 @@ def make_training_pose(
     def to_crop(patch_xy):
         return mirrored(geometry.apply_affine(affine, patch_xy))
 
-    crop = random_colour(colour_key, warp(record.patch, affine, crop_hw), augment.colour, strength=strength)
+    crop = random_color(color_key, warp(record.patch, affine, crop_hw), augment.colour, strength=strength)
     crop = random_erase(erase_key, crop, augment.erase, strength=strength)
     crop_xy, labelled = to_crop(record.patch_xy), mirrored(labelled)
-    pose = SyntheticPose(to_crop(pose.crop_xy), mirrored(pose.present), mirrored(pose.kind))
+    pose = SyntheticPose(to_crop(pose.xy), mirrored(pose.present), mirrored(pose.kind))
     inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1], jnp.float32) - 0.5)
     valid = labelled & inside.all(axis=-1) & (record.weight > 0)
     return TrainingPose(crop, crop_xy, valid, pose, record.area * area_scale)
 
 
 def _half_body(key, around, skeleton, probability):
-    """The joints of one half of the body, sometimes; of both where that half has fewer than three."""
+    """With this probability only the upper or the lower half of `around`, if that half has at least three joints."""
     use_key, half_key = jax.random.split(key)
     half = around & (jax.random.bernoulli(half_key) == jnp.asarray(skeleton.lower_body))
     use = jax.random.bernoulli(use_key, probability) & (half.sum() >= 3)
@@ -174,7 +188,7 @@ def _half_body(key, around, skeleton, probability):
 
 
 def _withhold(key, pose: SyntheticPose, inputs: InputConfig) -> SyntheticPose:
-    """The pose, or joints of it, left out."""
+    """Removes random joints, or the whole pose."""
     pose_key, joint_key = jax.random.split(key)
     present = pose.present
     if inputs.withhold_joint:
@@ -199,14 +213,20 @@ def make_train_step(
     average_decay: float = 0.0,
     skip_nonfinite: int = 0,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, dict[str, Array]]]:
-    """The training step, to be jitted with a donated state: augment, spoil, render, forward, loss, update.
+    """Builds the training step, to be jitted with a donated state: augment, add errors, render, forward, loss, update.
 
-    Metrics are scalars over the global batch: loss terms, mean KS of input and output, gradient norm, and `skipped` as
-    in the state. `average_decay` in (0, 1) averages parameters and batch statistics exponentially, warmed up.
+    Args:
+      spec, synthesize, augment, inputs, loss: static.
+      optimizer: the update rule.
+      average_decay: in (0, 1), decay of the exponential average of parameters and batch statistics, with warm-up; 0 for
+        none.
+      skip_nonfinite: number of batches per run that may have a loss or gradient that is not finite. They change nothing.
+        At the next one training halts and the step counter is frozen, so the state stays as it was before that batch,
+        however late the host reads the metrics.
 
-    A batch whose loss or gradient is not finite changes nothing. The first `skip_nonfinite` of a run are passed over;
-    at the next one the step count stands still for good, so that the state stays what it was before that batch however
-    late the host looks.
+    Returns:
+      A function of (state, batch, root key) that returns the next state and metrics. These are scalars over the global
+      batch: loss terms, mean KS of input and output, gradient norm, and the state's `skipped`.
     """
     update = make_update_step(
         spec=spec, optimizer=optimizer, loss=loss, average_decay=average_decay, skip_nonfinite=skip_nonfinite
@@ -225,15 +245,15 @@ def make_train_step(
         return update(state, poses)
 
     def own_output(keys, state: TrainState, poses: TrainingPose) -> SyntheticPose:
-        """For a share of the samples what the network now makes of the input, in the place of that."""
+        """The synthetic poses, with a share of them replaced by what the network makes of them."""
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = network.apply(variables, poses.crop, poses.input.crop_xy, poses.input.present)
-        heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
+        logits = network.apply(variables, poses.crop, poses.input.xy, poses.input.present)
+        heat_xy = jax.vmap(heatmaps.mean_position)(logits)
         found_xy = geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
         use = jax.vmap(lambda key: jax.random.bernoulli(jax.random.split(key, 7)[6], inputs.self_share))(keys)[:, None]
         trained = jnp.asarray(spec.trained_joints)
         return SyntheticPose(
-            jnp.where(use[..., None], found_xy, poses.input.crop_xy),
+            jnp.where(use[..., None], found_xy, poses.input.xy),
             jnp.where(use, trained[None], poses.input.present),
             jnp.where(use, int(ErrorKind.ABSENT), poses.input.kind),
         )
@@ -249,7 +269,10 @@ def make_update_step(
     average_decay: float = 0.0,
     skip_nonfinite: int = 0,
 ) -> Callable[[TrainState, TrainingPose], tuple[TrainState, dict[str, Array]]]:
-    """The second half of the training step, without randomness: render, forward, loss, update."""
+    """Builds the second half of the training step, which has no randomness: render, forward, loss, update.
+
+    Arguments as in `make_train_step`; the function returned takes augmented samples instead of a batch and a key.
+    """
     network = spec.network()
 
     def update_step(state: TrainState, poses: TrainingPose):
@@ -259,14 +282,14 @@ def make_update_step(
             logits, updates = network.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 poses.crop,
-                poses.input.crop_xy,
+                poses.input.xy,
                 poses.input.present,
                 train=True,
                 mutable=["batch_stats", "intermediates"],
             )
             terms = losses.integral_loss(logits, target, poses.valid, loss)
             total = terms["heatmap"] + terms["coordinate"]
-            for estimated in updates.get("intermediates", {}).get("estimated", ()):  # of a network of two stages
+            for estimated in updates.get("intermediates", {}).get("estimated", ()):  # end-to-end only
                 total += sum(losses.integral_loss(estimated, target, poses.valid, loss).values())
             return total, (terms, logits, updates["batch_stats"])
 
@@ -288,7 +311,7 @@ def make_update_step(
         before = (state.params, state.batch_stats, state.opt_state, state.average)
         after = jax.tree.map(lambda new, old: jnp.where(bad | halted, old, new), after, before)
 
-        heat_xy = jax.vmap(lambda one: heatmaps.soft_argmax(heatmaps.probabilities(one)))(logits)
+        heat_xy = jax.vmap(heatmaps.mean_position)(logits)
         crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, spec.model.frame)
 
         def mean_ks(xy, among):
@@ -298,7 +321,7 @@ def make_update_step(
             "loss": total,
             "heatmap": terms["heatmap"],
             "coordinate": terms["coordinate"],
-            "ks_input": mean_ks(poses.input.crop_xy, poses.valid & poses.input.present),
+            "ks_input": mean_ks(poses.input.xy, poses.valid & poses.input.present),
             "ks_output": mean_ks(crop_xy, poses.valid),
             "gradient_norm": norm,
             "skipped": skipped,
@@ -308,91 +331,8 @@ def make_update_step(
     return update_step
 
 
-class Refined(NamedTuple):
-    """A refined pose in crop pixels, with the expected KS of each input and output joint under the heatmap.
-
-    `moved` is False for a joint that keeps its input.
-    """
-
-    crop_xy: Float[Array, "B K 2"]
-    input_ks: Float[Array, "B K"]
-    output_ks: Float[Array, "B K"]
-    moved: Bool[Array, "B K"]
-
-
-def make_refine_step(network: Network, spec: RefinerSpec, *, flip: bool = True, iterations: int = 1):
-    """The refinement step, to be jitted: (variables, crops, crop_xy, present) -> `Refined`.
-
-    Crops are [B, H, W, 3] in 0..255, RGB, any dtype; the pose is in crop pixels. With `flip` the mirrored crop is
-    run too; the `ks` decoder averages the two maps, the `soft-argmax` one the two poses. Joints the spec does not
-    train keep their input. Of several `iterations` each takes the pose of the one before, filled-in joints too, in the
-    same crop; `input_ks` is then the first one's.
-    """
-    decode, skeleton, model = spec.decode, spec.skeleton, spec.model
-    trained = jnp.asarray(spec.trained_joints)
-    flip_index = skeleton.flip_index
-
-    def once(variables, crops, crop_xy, present) -> Refined:
-        seen = present & trained
-        crop_xy = jnp.where(present[..., None], crop_xy, 0.0)
-        if flip:
-            mirrored_xy = geometry.mirror_crop(crop_xy, model.crop_hw[1])[:, flip_index]
-            mirrored = crops[:, :, ::-1], mirrored_xy, seen[:, flip_index]
-            # One pass over both: one program to trace. Side by side, so that a device keeps its own.
-            pairs = [_pair(*each) for each in zip((crops, crop_xy, seen), mirrored, strict=True)]
-            logits = network(variables, *pairs)
-            maps = [logits.reshape(-1, 2, *logits.shape[1:])[:, side] for side in (0, 1)]
-        else:
-            maps = [network(variables, crops, crop_xy, seen)]
-        if decode.method == "argmax":
-            mean = maps[0] if not flip else (maps[0] + maps[1][:, :, ::-1][..., flip_index]) / 2
-            out_xy = geometry.heat_to_crop(jax.vmap(heatmaps.argmax)(mean), STRIDE, model.frame)
-        temperature = decode.temperature if decode.method == "ks" else 1.0
-        maps = [jax.vmap(heatmaps.probabilities)(logits / temperature) for logits in maps]
-
-        def mirror_back(xy):
-            return geometry.mirror_crop(xy, model.crop_hw[1])[:, flip_index]
-
-        if decode.method == "soft-argmax":
-            poses = [geometry.heat_to_crop(jax.vmap(heatmaps.soft_argmax)(m), STRIDE, model.frame) for m in maps]
-            out_xy = poses[0] if not flip else (poses[0] + mirror_back(poses[1])) / 2
-        mean = maps[0]
-        if flip and model.frame == "unbiased":  # only there do mirrored cells lie on cells
-            mean = (mean + maps[1][:, :, ::-1][..., flip_index]) / 2
-        area = jax.vmap(lambda xy, on: geometry.pose_area(xy, on, model.crop_hw, xp=jnp))(crop_xy, present)
-        scale = 2 * jnp.asarray(skeleton.sigmas) * jnp.sqrt(area)[:, None] / STRIDE
-        if decode.method == "ks":
-            out_heat = jax.vmap(heatmaps.best_expected_ks)(mean, scale)
-            out_xy = geometry.heat_to_crop(out_heat, STRIDE, model.frame)
-        expected = jax.vmap(heatmaps.expected_ks)
-        output_ks = expected(mean, geometry.crop_to_heat(out_xy, STRIDE, model.frame), scale)
-        input_ks = expected(mean, geometry.crop_to_heat(crop_xy, STRIDE, model.frame), scale)
-        input_ks = jnp.where(present, input_ks, 0.0)
-        always = decode.method != "ks"
-        better = always | (output_ks - input_ks > decode.keep_margin) & (output_ks >= decode.min_ks)
-        moved = trained & (~present | better)
-        return Refined(jnp.where(moved[..., None], out_xy, crop_xy), input_ks, output_ks, moved)
-
-    def refine_step(variables, crops, crop_xy, present) -> Refined:
-        crops = crops.astype(jnp.float32)
-        first = last = once(variables, crops, crop_xy, present)
-        moved = first.moved
-        for _ in range(iterations - 1):
-            last = once(variables, crops, last.crop_xy, present | moved)
-            moved |= last.moved
-            last = last._replace(output_ks=jnp.where(last.moved, last.output_ks, last.input_ks))
-        return Refined(last.crop_xy, first.input_ks, last.output_ks, moved)
-
-    return refine_step
-
-
-def _pair(a: Array, b: Array) -> Array:
-    """[2B, ...] with each of `a` before its one of `b`."""
-    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
-
-
 class Evaluated(NamedTuple):
-    """Input and refined poses of a batch of records, patch pixels, and their expected KS."""
+    """Input and refined poses of a batch of records, in patch pixels, and their expected KS."""
 
     input_xy: Float[Array, "B K 2"]
     present: Bool[Array, "B K"]
@@ -401,11 +341,16 @@ class Evaluated(NamedTuple):
     output_ks: Float[Array, "B K"]
 
 
-def make_eval_step(*, spec: RefinerSpec, synthesize: Synthesizer | None):
-    """The evaluation step, to be jitted: (variables, batch, root_key) -> `Evaluated`.
+def make_eval_step(
+    *, spec: RefinerSpec, synthesize: Synthesizer | None
+) -> Callable[[Any, Batch, Key[Array, ""]], Evaluated]:
+    """Builds the evaluation step, to be jitted: (variables, batch, root key) -> `Evaluated`.
 
-    The input is a synthetic pose drawn by the sample's key, or without a synthesiser the first stored detection; the
-    crop is laid around it as in refinement, and the step is refinement's own, flip averaging included.
+    It runs the refinement step, flip averaging included, on crops placed as in refinement.
+
+    Args:
+      spec: static.
+      synthesize: draws the input pose by the sample's key; None takes the first stored detection.
     """
     network = spec.network()
     refine = make_refine_step(network.apply, spec)
@@ -416,7 +361,7 @@ def make_eval_step(*, spec: RefinerSpec, synthesize: Synthesizer | None):
         if synthesize is None:
             return record.detected_xy[0], record.detected[0]
         pose = synthesize(key, person_of(record, trained))
-        return pose.crop_xy, pose.present
+        return pose.xy, pose.present
 
     def crop_of(record, patch_xy, present):
         box = _crop_box(patch_xy, present & trained, crop_hw)
@@ -431,7 +376,7 @@ def make_eval_step(*, spec: RefinerSpec, synthesize: Synthesizer | None):
         refined = refine(variables, crops, crop_xy, present)
         back = jax.vmap(lambda affine: geometry.invert_affine(affine, xp=jnp))(affines)
         refined_xy = jax.vmap(geometry.apply_affine)(back, refined.crop_xy)
-        # A joint that did not move keeps its exact coordinates.
+        # The way to the crop and back rounds; a joint that keeps its input keeps it exactly.
         refined_xy = jnp.where(refined.moved[..., None], refined_xy, input_xy)
         return Evaluated(input_xy, present, refined_xy, refined.input_ks, refined.output_ks)
 

@@ -1,0 +1,302 @@
+"""The built-in joint sets, and skeletons read from files.
+
+Re-exports `core.skeleton`, so that one import gives everything about joints to code from outside the package.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from posefix_jax.core.skeleton import (
+    Skeleton,
+    canonical,
+    comparable_names,
+    group_of,
+    joints_in,
+    kind_of,
+    warn_of_guessed_sigmas,
+)
+from posefix_jax.types import PosefixError, nearest_names, warn_once
+
+__all__ = [
+    "AP10K",
+    "BLAZEPOSE",
+    "COCO",
+    "CROWDPOSE",
+    "HALPE26",
+    "MPII",
+    "OPENPOSE18",
+    "OPENPOSE25",
+    "POSETRACK",
+    "POSETRACK17",
+    "SKELETONS",
+    "WHOLEBODY",
+    "WHOLEBODY_KEYS",
+    "Skeleton",
+    "canonical",
+    "comparable_names",
+    "group_of",
+    "joints_in",
+    "kind_of",
+    "load_skeleton",
+    "skeleton_from_category",
+    "warn_of_guessed_sigmas",
+]
+
+
+def _skeleton(
+    name: str,
+    joints: str,
+    sigmas: Sequence[float],
+    limbs: str,
+    never: tuple[int, ...] = (),
+    pairs: tuple[tuple[int, int], ...] = (),
+) -> Skeleton:
+    """Builds from words: `left_x`/`right_x` are twins (and `pairs`), limbs are `a-b` words."""
+    names = tuple(joints.split())
+    pairs += tuple((i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_"))
+    bones = tuple(tuple(names.index(end) for end in limb.split("-")) for limb in limbs.split())
+    return Skeleton(name, names, pairs, tuple(sigmas), bones, tuple(group_of(joint) for joint in names), never)
+
+
+_ARMS = (
+    "left_shoulder-left_elbow left_elbow-left_wrist right_shoulder-right_elbow right_elbow-right_wrist "
+    "left_hip-left_knee left_knee-left_ankle right_hip-right_knee right_knee-right_ankle left_hip-right_hip "
+    "left_shoulder-right_shoulder left_shoulder-left_hip right_shoulder-right_hip "
+)
+
+# Joint order and sigmas: cocodataset.org (keypoint evaluation).
+COCO = _skeleton(
+    "coco",
+    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
+    "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
+    (
+        0.026,
+        0.025,
+        0.025,
+        0.035,
+        0.035,
+        0.079,
+        0.079,
+        0.072,
+        0.072,
+        0.062,
+        0.062,
+        0.107,
+        0.107,
+        0.087,
+        0.087,
+        0.089,
+        0.089,
+    ),
+    _ARMS
+    + "nose-left_eye nose-right_eye left_eye-left_ear right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
+)
+
+# The 17 slots of PoseTrack 2018 files; the ears are never annotated. Sigmas as COCO's, neck and head top
+# with COCO's largest face sigma (the benchmark itself scores by head size, not by OKS).
+POSETRACK = _skeleton(
+    "posetrack",
+    "nose head_bottom head_top left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
+    "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
+    (0.026, 0.035, 0.035, *COCO.sigmas[3:]),
+    _ARMS + "nose-head_top nose-head_bottom head_bottom-left_shoulder head_bottom-right_shoulder",
+    never=(3, 4),
+)
+
+# The ids of PoseTrack 2017 files, in order; the same sigmas.
+POSETRACK17 = _skeleton(
+    "posetrack17",
+    "right_ankle right_knee right_hip left_hip left_knee left_ankle right_wrist right_elbow right_shoulder "
+    "left_shoulder left_elbow left_wrist head_bottom nose head_top",
+    (0.089, 0.087, 0.107, 0.107, 0.087, 0.089, 0.062, 0.072, 0.079, 0.079, 0.072, 0.062, 0.035, 0.026, 0.035),
+    _ARMS + "nose-head_top nose-head_bottom head_bottom-left_shoulder head_bottom-right_shoulder",
+)
+
+# Sigmas: crowdposetools' CrowdPose evaluation.
+CROWDPOSE = _skeleton(
+    "crowdpose",
+    "left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist left_hip right_hip left_knee "
+    "right_knee left_ankle right_ankle top_head neck",
+    (0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079),
+    _ARMS + "top_head-neck neck-left_shoulder neck-right_shoulder",
+)
+
+# COCO's sigmas by kind of joint; feet as in COCO-WholeBody; necks and heads as CrowdPose's; what has none of its own
+# takes its neighbour's.
+_SIGMAS = {
+    **{"nose": 0.026, "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062, "hip": 0.107},
+    **{"knee": 0.087, "ankle": 0.089, "neck": 0.079, "head": 0.079, "head_top": 0.079, "thorax": 0.079},
+    **{"mid_hip": 0.107, "pelvis": 0.107, "big_toe": 0.068, "small_toe": 0.066, "heel": 0.066, "foot_index": 0.068},
+    **{"eye_inner": 0.025, "eye_outer": 0.025, "mouth": 0.035, "pinky": 0.062, "index": 0.062, "thumb": 0.062},
+}
+
+
+def _body(name: str, joints: str, limbs: str = "") -> Skeleton:
+    """As `_skeleton`, sigmas by the kind of joint."""
+    sigmas = [_SIGMAS[joint.removeprefix("left_").removeprefix("right_")] for joint in joints.split()]
+    return _skeleton(name, joints, sigmas, _ARMS + limbs)
+
+
+_OPENPOSE_ARMS = "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist "
+_OPENPOSE_REST = "right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear "
+# OpenPose's two bodies, MediaPipe's (BlazePose), AlphaPose's Halpe-26, MPII: order as in their documentation.
+OPENPOSE18 = _body("openpose18", _OPENPOSE_ARMS + _OPENPOSE_REST, "nose-neck")
+OPENPOSE25 = _body(
+    "openpose25",
+    _OPENPOSE_ARMS + "mid_hip " + _OPENPOSE_REST + "left_big_toe left_small_toe left_heel right_big_toe "
+    "right_small_toe right_heel",
+    "nose-neck neck-mid_hip left_ankle-left_heel right_ankle-right_heel left_ankle-left_big_toe "
+    "right_ankle-right_big_toe",
+)
+BLAZEPOSE = _body(
+    "blazepose",
+    "nose left_eye_inner left_eye left_eye_outer right_eye_inner right_eye right_eye_outer left_ear right_ear "
+    "left_mouth right_mouth left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist left_pinky "
+    "right_pinky left_index right_index left_thumb right_thumb left_hip right_hip left_knee right_knee left_ankle "
+    "right_ankle left_heel right_heel left_foot_index right_foot_index",
+    "left_ankle-left_heel right_ankle-right_heel left_heel-left_foot_index right_heel-right_foot_index",
+)
+HALPE26 = _body(
+    "halpe26",
+    " ".join(COCO.joints) + " head neck mid_hip left_big_toe right_big_toe left_small_toe right_small_toe left_heel "
+    "right_heel",
+    "head-neck neck-mid_hip left_ankle-left_heel right_ankle-right_heel",
+)
+MPII = _body(
+    "mpii",
+    "right_ankle right_knee right_hip left_hip left_knee left_ankle pelvis thorax neck head_top right_wrist "
+    "right_elbow right_shoulder left_shoulder left_elbow left_wrist",
+    "pelvis-thorax thorax-neck neck-head_top",
+)
+
+
+def _mirrored(*runs: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
+    """Pairs of face landmarks, numbered from 0 in the skeleton's joints 23 on: (first, last, sum of a pair)."""
+    return tuple((23 + i, 23 + total - i) for first, last, total in runs for i in range(first, last + 1))
+
+
+_HAND = " ".join(
+    ["{0}_hand_root"]
+    + [f"{{0}}_{f}{i}" for f in "thumb forefinger middle_finger ring_finger pinky_finger".split() for i in range(1, 5)]
+)
+_HAND_SIGMAS = "29 22 35 37 47 26 25 24 35 18 24 22 26 17 21 21 32 20 19 22 31 "
+# Names, order, mirror and sigmas (here in thousandths) of the COCO-WholeBody evaluation: body, feet, 68 face landmarks,
+# left hand, right hand.
+WHOLEBODY = _skeleton(
+    "coco-wholebody",
+    " ".join(COCO.joints)
+    + " left_big_toe left_small_toe left_heel right_big_toe right_small_toe right_heel "
+    + " ".join(f"face-{i}" for i in range(68))
+    + f" {_HAND.format('left')} {_HAND.format('right')}",
+    COCO.sigmas
+    + tuple(
+        int(thousandths) / 1000
+        for thousandths in (
+            "68 66 66 92 94 94 "
+            "42 43 44 43 40 35 31 25 20 23 29 32 37 38 43 41 45 13 12 11 11 12 12 11 11 13 15 9 7 7 7 12 9 8 16 10 17 "
+            "11 9 11 9 7 13 8 11 12 10 34 8 8 9 8 8 7 10 8 9 9 9 7 7 8 11 8 8 8 10 8 " + 2 * _HAND_SIGMAS
+        ).split()
+    ),
+    _ARMS + "left_ankle-left_big_toe left_ankle-left_small_toe left_ankle-left_heel right_ankle-right_big_toe "
+    "right_ankle-right_small_toe right_ankle-right_heel left_wrist-left_hand_root right_wrist-right_hand_root "
+    + " ".join(
+        f"{side}_{'hand_root' if i == 1 else f'{finger}{i - 1}'}-{side}_{finger}{i}"
+        for side in ("left", "right")
+        for finger in "thumb forefinger middle_finger ring_finger pinky_finger".split()
+        for i in range(1, 5)
+    ),
+    pairs=_mirrored((0, 7, 16), (17, 21, 43), (31, 32, 66), (36, 39, 81), (40, 41, 87))
+    + _mirrored((48, 50, 102), (55, 56, 114), (60, 61, 124), (65, 65, 132)),
+)
+WHOLEBODY_KEYS = {"keypoints": 17, "foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21}
+"""The lists of a COCO-WholeBody entry, in joint order, and how many joints each holds."""
+
+# Names as in AP-10K's annotation files. The sigmas are those that its published figures were made with: COCO's by
+# position, not by kind of joint (so left and right differ).
+AP10K = _skeleton(
+    "ap10k",
+    "left_eye right_eye nose neck root_of_tail left_shoulder left_elbow left_front_paw right_shoulder right_elbow "
+    "right_front_paw left_hip left_knee left_back_paw right_hip right_knee right_back_paw",
+    (0.025, 0.025, 0.026, *COCO.sigmas[3:]),
+    "left_eye-right_eye left_eye-nose right_eye-nose nose-neck neck-root_of_tail neck-left_shoulder "
+    "left_shoulder-left_elbow left_elbow-left_front_paw neck-right_shoulder right_shoulder-right_elbow "
+    "right_elbow-right_front_paw root_of_tail-left_hip left_hip-left_knee left_knee-left_back_paw "
+    "root_of_tail-right_hip right_hip-right_knee right_knee-right_back_paw",
+)
+
+SKELETONS = {
+    skeleton.name: skeleton
+    for skeleton in (
+        *(COCO, POSETRACK, POSETRACK17, CROWDPOSE, OPENPOSE18, OPENPOSE25, BLAZEPOSE, HALPE26, MPII),
+        *(WHOLEBODY, AP10K),
+    )
+}
+
+
+def load_skeleton(name_or_file: str) -> Skeleton:
+    """A built-in skeleton by name, or one from a JSON file (`Skeleton.to_dict`'s form).
+
+    Raises:
+      PosefixError: for an unknown name, a file that is not there, or one that is not a skeleton.
+    """
+    if name_or_file in SKELETONS:
+        return SKELETONS[name_or_file]
+    path = Path(name_or_file)
+    if path.suffix != ".json":
+        raise PosefixError(f"unknown skeleton {name_or_file!r}: {nearest_names(name_or_file, SKELETONS)}")
+    try:
+        return Skeleton.from_dict(json.loads(path.read_text()))
+    except OSError as error:
+        raise PosefixError(f"skeleton file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PosefixError(f"skeleton file {path}: not JSON ({error})") from error
+
+
+def skeleton_from_category(category: Mapping) -> Skeleton:
+    """The skeleton of a COCO `categories` entry; a built-in one where the joints have the same names in the same order.
+
+    A foreign joint set takes `sigmas` from the entry if it has them, else COCO's for joints of the same kind and 0.08
+    (the mean of COCO's body) for others, marked as guessed. Limbs serve only to draw: those that do not fit are left out
+    with a warning.
+    """
+    joints = category.get("keypoints", ())
+    if not isinstance(joints, list | tuple) or not all(isinstance(joint, str) for joint in joints):
+        raise PosefixError(f"the keypoints of a category must be joint names, found {joints!r:.60}")
+    names = comparable_names(joints)
+    for skeleton in SKELETONS.values():
+        if comparable_names(skeleton.joints) == names:
+            return skeleton
+    pairs = [
+        (i, names.index("right_" + name[5:]))
+        for i, name in enumerate(names)
+        if name.startswith("left_") and "right_" + name[5:] in names
+    ]
+    name = str(category.get("name", "custom"))
+    return Skeleton.from_dict(
+        {
+            "name": name,
+            "joints": joints,
+            "flip_pairs": pairs,
+            "sigmas": category.get("sigmas") or [_SIGMAS.get(kind_of(joint), 0.08) for joint in joints],
+            "limbs": _limbs(category.get("skeleton") or (), len(joints), name),
+            "sigmas_guessed": not category.get("sigmas"),
+        }
+    )
+
+
+def _limbs(pairs, count: int, name: str) -> list[tuple[int, int]]:
+    """Index pairs of a category's limbs, which count joints from 1."""
+    limbs, left_out = [], []
+    for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
+        fits = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
+        if fits and all(1 <= end <= count for end in pair):
+            limbs.append((pair[0] - 1, pair[1] - 1))
+        else:
+            left_out.append(pair)
+    if left_out:
+        warn_once(
+            f"the skeleton of category {name!r} has limbs that are no pairs of its {count} joints: "
+            f"{', '.join(map(str, left_out[:4]))}; they are not drawn"
+        )
+    return limbs
