@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from conftest import detections_of
 
+from posefix_jax import COCO
 from posefix_jax.cli import main
-from posefix_jax.core.skeleton import COCO
 from posefix_jax.core.synthesis import Person, make_synthesizer
 from posefix_jax.types import ErrorKind
 
