@@ -343,7 +343,7 @@ def test_a_picture_that_does_not_decode_has_no_weight_and_is_named(prepared, tmp
     for _ in range(2):
         batch = next(evaluation_batches(people, batch_size=6))
     assert batch["weight"].tolist() == [1, 1, 1, 1, 0, 1]
-    assert capfd.readouterr().err.count("people.array_record: record 4: its picture does not decode") == 1
+    assert capfd.readouterr().err.count("people.array_record: record 4: its picture cannot be decoded") == 1
 
 
 def test_a_worker_that_dies_is_an_error(prepared):
