@@ -9,7 +9,7 @@ import numpy as np
 from posefix_jax.core.geometry import PERSON_FILL
 from posefix_jax.core.joint_sets import COCO, WHOLEBODY, WHOLEBODY_KEYS, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton, comparable_names
-from posefix_jax.data.formats.base import triples
+from posefix_jax.data.formats.values import triples
 from posefix_jax.files import read_json
 from posefix_jax.types import PosefixError
 

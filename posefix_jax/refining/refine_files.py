@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from posefix_jax.core import geometry
-from posefix_jax.core.skeleton import Skeleton, joints_in
+from posefix_jax.core.skeleton import JointMap
 from posefix_jax.data.formats.base import ImageId
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles
@@ -151,39 +151,6 @@ def refine_source(refiner: Refiner, source: PoseFiles, options: RefineOptions, s
         source_name=source_name,
     )
     return _RefineJob(refiner, options, job).run()
-
-
-class JointMap:
-    """The way between the joints of a file and those of a refiner, matched by name."""
-
-    def __init__(self, file: Skeleton, refiner: Skeleton):
-        self._to_refiner = joints_in(refiner.joints, file.joints)
-        to_file = joints_in(file.joints, refiner.joints)
-        self._in_file = np.flatnonzero(to_file >= 0)
-        self._in_refiner = to_file[self._in_file]
-
-    @property
-    def shared(self) -> np.ndarray:
-        """[K] which of the refiner's joints the file has."""
-        return self._to_refiner >= 0
-
-    def to_refiner(self, joints: np.ndarray) -> np.ndarray:
-        """[K, 3] joints of a file in the refiner's order; those that the file lacks are missing."""
-        return np.where(self.shared[:, None], joints[self._to_refiner], 0.0)
-
-    def to_file(self, joints: np.ndarray, new: np.ndarray, old: np.ndarray, scale) -> np.ndarray:
-        """The file's joints with those replaced that differ between `old` and `new`; a joint that stayed keeps its values.
-
-        Args:
-          joints: [J, 3] of the file.
-          new, old: [K, 3] of the refiner, image pixels.
-          scale: [3] what the file's unit is in pixels.
-        """
-        joints = np.array(joints)
-        new, old = new[self._in_refiner], old[self._in_refiner]
-        changed = (new != old).any(axis=1)
-        joints[self._in_file[changed]] = (new / scale)[changed]
-        return joints
 
 
 class _RefineJob:
