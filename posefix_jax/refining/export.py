@@ -12,7 +12,6 @@ import numpy as np
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.refine_step import Network, make_refine_step
 from posefix_jax.files import check_replaceable, whole_file
-from posefix_jax.refining.refiner import shipped_path
 from posefix_jax.runtime.checkpoints import load_refiner
 from posefix_jax.types import PosefixError
 
@@ -42,7 +41,7 @@ def export(options: ExportOptions) -> str:
     if importlib.util.find_spec("flatbuffers") is None:
         raise PosefixError("export needs the package flatbuffers: pip install flatbuffers")
     check_replaceable(options.out)
-    variables, spec = load_refiner(options.checkpoint or shipped_path())
+    variables, spec = load_refiner(options.checkpoint)
     program = export_program(spec.network().apply, variables, spec, flip=options.flip)
     difference = max(_difference(program, variables, spec, options.flip, size) for size in (1, 7))
     if not difference < 1e-3:
