@@ -1,4 +1,4 @@
-"""What is read from and written to disk: files appear whole, and nothing of the user's is replaced or written elsewhere."""
+"""Reading and writing files: output appears whole, and nothing that a user owns is replaced."""
 
 import json
 import os
@@ -33,8 +33,8 @@ def read_json(path: Path):
 def check_replaceable(path: Path) -> None:
     """Raises PosefixError unless `path` is free or a regular file.
 
-    A symbolic link is refused rather than followed: replacing it would cut the link, following it could write to a place
-    that nobody named. So is a device, which cannot appear whole.
+    Symbolic links are refused: replacing one would cut the link, and following it could write to a place that nobody
+    named. Devices are refused because they cannot appear whole.
     """
     try:
         mode = path.lstat().st_mode
@@ -52,14 +52,14 @@ def check_replaceable(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name when all is written, or not at all.
+    """Opens a file for writing. It appears under its name when all is written, or not at all.
 
     Args:
-      path: the file; one that is there is replaced.
-      folder: where it is while it is being written, on the same file system; by default beside `path`.
+      path: the file; an existing one is replaced.
+      folder: where it is written before it is complete, on the same file system; by default beside `path`.
 
     Raises:
-      PosefixError: it cannot be written (the disk is full, ...), or something other than a regular file is there.
+      PosefixError: it cannot be written (a full disk, ...), or the path is not a regular file.
     """
     check_replaceable(path)
     # The name is unique because several processes may write the same file.
@@ -79,19 +79,19 @@ def whole_file(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, content) -> None:
-    """Writes whole or not at all. Raises PosefixError where it cannot be written."""
+    """Writes the file whole, or not at all. Raises PosefixError if it cannot be written."""
     with whole_file(Path(path)) as file:
         file.write(json.dumps(content).encode())
 
 
 def inside(folder: Path, name: str, source: str) -> Path:
-    """The file `name` below `folder`, for a name that came from elsewhere: a listing, a row, an archive, a part of a job.
+    """The file `name` below `folder`, for a name from outside: a listing, a row, an archive, a part of a job.
 
     Args:
       source: where the name came from, for the message.
 
     Raises:
-      PosefixError: the name leads out of the folder (`..`, an absolute path, a symbolic link) or names no file in it.
+      PosefixError: the name leads out of the folder (`..`, an absolute path, a symbolic link), or is empty.
     """
     parts = PurePosixPath(name).parts
     if parts and not {"..", "/", "//"} & set(parts) and "\0" not in name:
@@ -105,13 +105,13 @@ def inside(folder: Path, name: str, source: str) -> Path:
 
 
 def claim(folder: Path, made_by: str, digest: str = "", *, replace: bool = False) -> None:
-    """Makes a folder and marks it as made by a command, so that later runs may replace what is in it.
+    """Makes a folder and marks it as made by a command, so that later runs may replace its content.
 
     Several processes may claim the same folder at once.
 
     Args:
       made_by: the command, such as `posefix refine`.
-      digest: of what the folder belongs to, where that matters.
+      digest: identifies what the folder is for, where that matters.
       replace: remove a folder that the same command made for something else.
 
     Raises:
@@ -126,10 +126,10 @@ def claim(folder: Path, made_by: str, digest: str = "", *, replace: bool = False
 
 
 def check_claim(folder: Path, made_by: str, digest: str = "", *, replace: bool = False) -> dict | None:
-    """The mark of a folder that may be claimed, None if it has none yet; writes nothing.
+    """The mark of a folder that may be claimed, None if it has none yet. Writes nothing.
 
     Raises:
-      PosefixError: something is there that the command did not make, or made for something else; says what.
+      PosefixError: the folder was made by something else, or for something else; says what.
     """
     if folder.is_symlink():
         raise PosefixError(f"{folder} is a symbolic link to {os.readlink(folder)}; name the folder itself")
@@ -137,7 +137,7 @@ def check_claim(folder: Path, made_by: str, digest: str = "", *, replace: bool =
         return None
     if not folder.is_dir():
         raise PosefixError(f"{folder} is a file; expected the name of a folder to write")
-    # A mark is written before anything else, so it is there if anything else was listed before.
+    # The mark is written first. So list the content before looking for it: a concurrent process may be starting.
     others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(MARK)]
     mark = mark_of(folder)
     if mark is None and others:
@@ -159,18 +159,18 @@ def mark_of(folder: Path) -> dict | None:
 
 
 def discard(folder: Path, made_by: str) -> None:
-    """Removes a folder that `made_by` claimed, whatever its digest; leaves every other as it is."""
+    """Removes a folder that `made_by` claimed, whatever its digest. Leaves every other folder alone."""
     mark = mark_of(folder)
     if mark is not None and mark["made_by"] == made_by:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
-    """Raises PosefixError where an output would replace an input, however either is spelled.
+    """Raises PosefixError if an output would replace an input, however either is spelled.
 
     Args:
       outputs: files and folders that are written.
-      inputs: paths and URLs that are read; an input below an output counts too.
+      inputs: paths and URLs that are read. An input below an output counts too.
     """
     outputs = [(path, path.resolve(), path.exists()) for path in outputs]
     for given in inputs:

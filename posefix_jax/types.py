@@ -1,4 +1,4 @@
-"""What every layer shares: the error a user can cause, and the kinds of pose error."""
+"""What every layer shares: the error for users' mistakes, and the kinds of pose error."""
 
 import difflib
 import enum
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class PosefixError(Exception):
-    """The user's input is at fault; the message says which, what was expected, and what to do.
+    """A mistake in the user's input. The message says where, what was expected, what was found, and what to do.
 
     The command line prints the message as one line and exits with code 2.
     """
@@ -19,7 +19,7 @@ class PosefixError(Exception):
 class ErrorKind(enum.IntEnum):
     """What an estimator did to a joint (Ronchi & Perona 2017; the paper, section 4).
 
-    `ABSENT` marks a joint that is not in the input pose at all.
+    `ABSENT` marks a joint that the input pose lacks.
     """
 
     ABSENT = -1
@@ -40,14 +40,14 @@ def warn_once(message: str) -> None:
 
 
 def nearest_names(name: str, valid: Iterable[str]) -> str:
-    """Ends a message about an unknown name: the nearest valid one, or all of them."""
+    """The end of a message about an unknown name: the nearest valid name, or all of them."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1)
     return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(valid)}"
 
 
 def function_in_file(path: Path, name: str) -> Callable:
-    """A function that a user's Python file defines; its own errors name the file.
+    """A function that a user's Python file defines. Errors inside it become a `PosefixError` that names the file.
 
     Raises:
       PosefixError: no such file, it does not run, or it does not define the function.

@@ -11,7 +11,7 @@ from conftest import detections_of, make_people
 
 from posefix_jax.cli import JOBS, main
 from posefix_jax.data.prepare import PrepareOptions, prepare
-from posefix_jax.refining.refiner import shipped_path
+from posefix_jax.runtime.checkpoints import packaged_path
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def place(tmp_path_factory) -> Path:
         options = {"detections": (folder / "d.json",), "patch": 96}
         prepare(PrepareOptions(annotations=truth, images=images, out=folder / "prepared" / name, **options))
     for name in ("runs/mine", "runs/estimator_mnv2_96x64", "released"):
-        shutil.copytree(shipped_path(), folder / name)
+        shutil.copytree(packaged_path(), folder / name)
     return folder
 
 

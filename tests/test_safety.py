@@ -405,7 +405,7 @@ def test_nested_keypoints_are_refused(joints, identity, job, tmp_path):
 )
 def test_a_name_that_stands_twice_is_refused(text, identity, job, tmp_path):
     (tmp_path / "d.json").write_text(text % (json.dumps([9] * 51), json.dumps([8] * 51)))
-    refused(lambda: refine_rows(identity, job), "stands twice in an object", tmp_path)
+    refused(lambda: refine_rows(identity, job), "is used twice in an object", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,60 @@ def joints_in(wanted: Sequence[str], given: Sequence[str]) -> np.ndarray:
     return np.array([place.get(name, -1) for name in comparable_names(wanted)])
 
 
+MIDDLES = {"neck": ("left_shoulder", "right_shoulder"), "mid_hip": ("left_hip", "right_hip")}
+"""Joints that are the middle of two others: where they are missing, they are computed."""
+
+
+def to_skeleton(joints: np.ndarray, given: Skeleton, wanted: Skeleton) -> np.ndarray:
+    """[K, 3] joints of `given` as those of `wanted`, matched by name.
+
+    A missing neck or mid-hip is the middle of its two joints; what else is missing is 0.
+    """
+    if given.joints == wanted.joints:
+        return joints
+    index = joints_in(wanted.joints, given.joints)
+    out = np.where(index[:, None] >= 0, joints[index], 0.0)
+    for name, ends in MIDDLES.items():
+        place = joints_in([name], wanted.joints)[0]
+        sides = joints_in(ends, given.joints)
+        if place >= 0 and index[place] < 0 and (sides >= 0).all() and (joints[sides, 2] > 0).all():
+            out[place] = joints[sides].mean(axis=0)
+    return out
+
+
+class JointMap:
+    """The way between the joints of a file and those of a refiner, matched by name."""
+
+    def __init__(self, file: Skeleton, refiner: Skeleton):
+        self._to_refiner = joints_in(refiner.joints, file.joints)
+        to_file = joints_in(file.joints, refiner.joints)
+        self._in_file = np.flatnonzero(to_file >= 0)
+        self._in_refiner = to_file[self._in_file]
+
+    @property
+    def shared(self) -> np.ndarray:
+        """[K] which of the refiner's joints the file has."""
+        return self._to_refiner >= 0
+
+    def to_refiner(self, joints: np.ndarray) -> np.ndarray:
+        """[K, 3] joints of a file in the refiner's order; those that the file lacks are missing."""
+        return np.where(self.shared[:, None], joints[self._to_refiner], 0.0)
+
+    def to_file(self, joints: np.ndarray, new: np.ndarray, old: np.ndarray, scale) -> np.ndarray:
+        """The file's joints with those replaced that differ between `old` and `new`; a joint that stayed keeps its values.
+
+        Args:
+          joints: [J, 3] of the file.
+          new, old: [K, 3] of the refiner, image pixels.
+          scale: [3] what the file's unit is in pixels.
+        """
+        joints = np.array(joints)
+        new, old = new[self._in_refiner], old[self._in_refiner]
+        changed = (new != old).any(axis=1)
+        joints[self._in_file[changed]] = (new / scale)[changed]
+        return joints
+
+
 def warn_of_guessed_sigmas(skeleton: Skeleton, source: object) -> None:
     """Says aloud that figures rest on sigmas that nobody measured; nothing where they are known."""
     if skeleton.sigmas_guessed:

@@ -9,7 +9,7 @@ import numpy as np
 from posefix_jax.core.geometry import PERSON_FILL
 from posefix_jax.core.joint_sets import COCO, WHOLEBODY, WHOLEBODY_KEYS, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton, comparable_names
-from posefix_jax.data.formats.base import triples
+from posefix_jax.data.formats.values import triples
 from posefix_jax.files import read_json
 from posefix_jax.types import PosefixError
 
@@ -20,7 +20,7 @@ class Person:
 
     `joints` is [K, 3]: image x, y, visibility (0: not labelled). `box` (x, y, width, height), `area` and `head_size` are
     image pixels; `head_size` is the entry's own, or 0.6 times the diagonal of its `bbox_head` (MPII's and PoseTrack's
-    rule), None where it has neither. `crowd`: a region of many (`iscrowd`).
+    rule), None if it has neither. `crowd`: a region of several people (`iscrowd`).
     """
 
     annotation_id: int | str
@@ -38,7 +38,7 @@ class Person:
 
     @property
     def ignored(self) -> bool:
-        """Whether it is no truth, but nothing to count against anybody either: a crowd, or nobody who is labelled."""
+        """Whether it counts neither as truth nor against a detection: a crowd, or a person without a labelled joint."""
         return self.crowd or not self.labelled.any()
 
 
@@ -46,7 +46,7 @@ class Person:
 class Annotations:
     """A COCO keypoint annotation file: `images` by id (the file's own entries), people in file order.
 
-    `ignored` are crowds and people without a labelled joint: no truth, but nothing to count against anybody either.
+    `ignored` holds crowds and people without a labelled joint. `skipped` counts who was left out, by reason.
     """
 
     path: Path
@@ -68,10 +68,15 @@ class Annotations:
 
 
 def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotations:
-    """Reads a COCO keypoint annotation file: its first category with keypoints, and others of the same joints (AP-10K has
-    a category a species); `skipped` counts who is left out. Entries with COCO-WholeBody's lists beside `keypoints` are
-    people of 133 joints; a list whose flag (`face_valid`, ...) is false is not labelled. A `skeleton` says what is known
-    of the category's joints, which must be its own.
+    """Reads a COCO keypoint annotation file.
+
+    People are those of the first category with keypoints, and of others with the same joints (AP-10K has a category per
+    species). Entries with COCO-WholeBody's lists beside `keypoints` are people of 133 joints; a list whose flag
+    (`face_valid`, ...) is false is not labelled.
+
+    Args:
+      path: the file.
+      skeleton: what is known of the category's joints; it must have the same ones.
 
     Raises:
       PosefixError: not such a file, or an entry does not fit; says which.
@@ -95,7 +100,7 @@ def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotation
         skeleton = skeleton_from_category(category)
     elif comparable_names(skeleton.joints) != comparable_names(category["keypoints"]):
         raise PosefixError(
-            f"{path}: its joints are {category['keypoints']!r:.200}, those of the skeleton {skeleton.name} "
+            f"{path}: its joints are {category['keypoints']!r:.200}, but the skeleton {skeleton.name} has "
             f"{list(skeleton.joints)!r:.200}; expected the same names in the same order"
         )
     kinds = {c.get("id") for c in categories if c["keypoints"] == category["keypoints"]}
@@ -163,7 +168,7 @@ def _head_size(entry: dict, where: str) -> float | None:
 
 
 def _whole_body(entry: dict, where: str) -> list:
-    """COCO-WholeBody's five lists, one after the other; zeros for a list that is not there or flagged as not valid."""
+    """COCO-WholeBody's five lists, concatenated; zeros for a list that is missing or flagged as not valid."""
     joined: list = []
     for key, count in WHOLEBODY_KEYS.items():
         part = entry.get(key)
@@ -187,13 +192,13 @@ def _joints(entry: dict, num_joints: int, where: str) -> np.ndarray:
     if len(joints) != num_joints:
         raise PosefixError(
             f"{where} has {3 * len(joints)} keypoint values, expected {3 * num_joints} (x, y, v of {num_joints} joints); "
-            "the file's skeleton is another"
+            "the file has another skeleton"
         )
     return joints
 
 
 OVERLAP_IOU = 0.1
-"""Box IoU from which two people of a photograph overlap (released code; Ronchi & Perona, ICCV 2017)."""
+"""Box IoU from which two people of a photograph count as overlapping (released code; Ronchi & Perona, ICCV 2017)."""
 
 
 def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

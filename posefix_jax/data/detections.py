@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.core.skeleton import Skeleton, joints_in
-from posefix_jax.data.formats import Pose, to_skeleton
+from posefix_jax.core.skeleton import Skeleton, joints_in, to_skeleton
+from posefix_jax.data.formats import Pose
 from posefix_jax.data.image_sources import PhotographNames
 from posefix_jax.data.pose_files import PoseFiles, find_files
 from posefix_jax.types import PosefixError, warn_once

@@ -1,4 +1,4 @@
-"""Where photographs lie: a folder, a zip, tar shards, a video, or a URL of any of them; the bytes of any file or URL."""
+"""Sources of photographs: a folder, a zip, tar shards, a video, or a URL of any of these. Opens any file or URL."""
 
 import functools
 import gzip
@@ -23,12 +23,12 @@ from posefix_jax.types import PosefixError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 LARGEST = 1 << 30
-"""Bytes that one compressed photograph may have."""
+"""Most bytes in one compressed photograph."""
 
 
 @contextmanager
 def open_binary(path: str):
-    """The bytes of a local file or URL, unpacked if they are gzip. Raises PosefixError where they are not to be had."""
+    """Opens a local file or URL for reading; gzip is unpacked. Raises PosefixError if it cannot be read."""
     try:
         with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
@@ -40,7 +40,7 @@ def open_binary(path: str):
                 yield file
     except (OSError, EOFError, zlib.error) as error:
         raise PosefixError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    except (ImportError, ValueError) as error:  # a kind of URL that fsspec does not know, or whose package is missing
+    except (ImportError, ValueError) as error:  # a URL scheme that fsspec does not know, or whose package is missing
         raise PosefixError(f"{path}: {error}") from error
 
 
@@ -158,7 +158,7 @@ class Images:
         named = example in names
         example = names.get(example, example)
         return PosefixError(
-            f"{self.place}: none of the photographs is here (looked for {example!r} and others by "
+            f"{self.place}: none of the photographs was found (looked for {example!r} and others by "
             f"{'file name' if named else 'image id'}); check --images"
             + ("" if named else ", or give --annotations for the file names")
         )
@@ -182,7 +182,7 @@ class Images:
 
 
 def _ending_alike(name: str, paths: Iterable[str], *, stems: bool = False) -> list[str]:
-    """The paths (less their suffixes, with `stems`) that are the end of the name, or the name their end: the longest."""
+    """The paths that agree with the name in the most trailing parts, all of the shorter one's; `stems`: without suffixes."""
     found: dict[int, list[str]] = {}
     wanted = name.split("/")
     for path in paths:
@@ -194,7 +194,7 @@ def _ending_alike(name: str, paths: Iterable[str], *, stems: bool = False) -> li
 
 
 def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
-    """The photographs of a place by their paths in it, each with a function that reads it."""
+    """The photographs of a place: their paths in it, each with a function that reads the bytes."""
     try:
         files, root = fsspec.url_to_fs(place)
         if place.lower().endswith((".zip", ".tar")):
@@ -202,13 +202,13 @@ def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
             if not archives or not files.isfile(archives[0]):
                 raise PosefixError(f"{place}: no such archive")
             for archive in archives:
-                # Of several, so that the same name in two of them is not one photograph.
+                # With several archives, a name in two of them means two photographs.
                 folder = f"{PurePosixPath(archive).name}/" if len(archives) > 1 else ""
                 for path, read in (_zipped if archive.lower().endswith(".zip") else _tarred)(files, archive):
                     yield folder + path, read
         elif place.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
             raise PosefixError(
-                f"{place}: a compressed tar cannot be read at random; unpack it, or make it .tar or .zip"
+                f"{place}: a compressed tar has no random access; unpack it, or convert it to .tar or .zip"
             )
         elif not files.isdir(root):
             raise PosefixError(f"{place}: no such image folder (nor .zip, .tar or video)")
@@ -218,7 +218,7 @@ def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
                     yield path[len(root.rstrip("/")) + 1 :], functools.partial(files.cat_file, path)
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         raise PosefixError(f"{place}: not an archive that can be read ({error})") from error
-    except (ImportError, ValueError) as error:  # a kind of URL that fsspec does not know, or whose package is missing
+    except (ImportError, ValueError) as error:  # a URL scheme that fsspec does not know, or whose package is missing
         raise PosefixError(f"{place}: {error}") from error
 
 
@@ -231,14 +231,14 @@ def _tarred(files, archive: str):
 
 
 def _zipped(files, archive: str):
-    packed = zipfile.ZipFile(files.open(archive, "rb"))  # its reads lock; open for the life of the process
+    packed = zipfile.ZipFile(files.open(archive, "rb"))  # reads are locked; it stays open for the life of the process
     for member in packed.infolist():
         if not member.is_dir() and member.filename.lower().endswith(SUFFIXES) and member.file_size <= LARGEST:
             yield member.filename, lambda member=member: packed.read(member)
 
 
 class _Video:
-    """Frames by index. Decoding runs forwards; a few frames are kept, for threads that come out of turn."""
+    """Frames by index. Decoding runs forward; a few frames are kept for threads that ask out of order."""
 
     KEPT = 32
 
@@ -251,7 +251,7 @@ class _Video:
     def _open(self) -> None:
         self._capture, self._next = cv2.VideoCapture(self._path), 0
         if not self._capture.isOpened():
-            raise PosefixError(f"{self._path}: no such video, or not one that OpenCV decodes")
+            raise PosefixError(f"{self._path}: no such video, or OpenCV cannot decode it")
 
     def read(self, frame: int) -> np.ndarray:
         with self._lock:
@@ -263,7 +263,7 @@ class _Video:
                 near = frame - self._next < self.KEPT
                 ok, image = self._capture.read() if near else (self._capture.grab(), None)
                 if not ok:
-                    raise UnreadableImage(f"frame {self._next} of the video does not decode")
+                    raise UnreadableImage(f"frame {self._next} of the video cannot be decoded")
                 if image is not None:
                     self._kept[self._next] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
                     if len(self._kept) > self.KEPT:

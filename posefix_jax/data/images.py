@@ -1,4 +1,4 @@
-"""Photographs in."""
+"""Photographs: decoding, encoding, warping."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,14 +23,14 @@ def read_image(path: Path, *, exif: bool = False) -> np.ndarray:
 
 
 def decode_image(data: bytes, *, exif: bool = False) -> np.ndarray:
-    """[H, W, 3] uint8, RGB. Grayscale is repeated, alpha dropped, 16 bits reduced to 8.
+    """Decodes to [H, W, 3] uint8 RGB. Grayscale is repeated, alpha dropped, 16 bits reduced to 8.
 
     Args:
-      exif: turn the photograph as its EXIF orientation says. COCO's annotations ignore it, and so do we by default.
+      exif: rotate the photograph as its EXIF orientation says. COCO's annotations ignore it, so the default does too.
 
     Raises:
-      UnreadableImage: not an image that OpenCV decodes, or one of more pixels than the environment's
-        OPENCV_IO_MAX_IMAGE_PIXELS said when OpenCV was imported: 2^30 by default, 2^28 in the `posefix` command.
+      UnreadableImage: OpenCV cannot decode it, or it has more pixels than the environment's
+        OPENCV_IO_MAX_IMAGE_PIXELS allowed when OpenCV was imported: 2^30 by default, 2^28 in the `posefix` command.
     """
     flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -39,12 +39,12 @@ def decode_image(data: bytes, *, exif: bool = False) -> np.ndarray:
         limit = "; raise the environment's OPENCV_IO_MAX_IMAGE_PIXELS" if "pixels" in str(error).lower() else ""
         raise UnreadableImage(f"OpenCV: {' '.join(str(getattr(error, 'err', error)).split())}{limit}") from error
     if image is None:
-        raise UnreadableImage("not an image that OpenCV decodes" if data else "empty file")
+        raise UnreadableImage("not an image that OpenCV can decode" if data else "empty file")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """[H, W, 3] uint8, RGB, of a record's patch. Raises UnreadableImage."""
+    """Decodes a record's patch to [H, W, 3] uint8 RGB. Raises UnreadableImage."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise UnreadableImage("broken JPEG")
@@ -52,7 +52,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
-    """The inverse of `decode_jpeg`, with loss."""
+    """The inverse of `decode_jpeg`, lossy."""
     ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
         raise UnreadableImage("OpenCV could not encode the patch")
@@ -62,11 +62,11 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
 def warp_affine(
     image: np.ndarray, affine: np.ndarray, size_hw: tuple[int, int], *, antialias: bool = True
 ) -> np.ndarray:
-    """Bilinear, black outside; `affine` [2, 3] maps image to output pixels.
+    """Warps bilinearly, black outside. `affine` [2, 3] maps image to output pixels.
 
     Args:
-      antialias: halve the region (by area) while it is to shrink by more than two, so that no detail aliases.
-        The released code does not.
+      antialias: halve the region (area averaging) while it would shrink by more than two, so that details do not
+        alias. The released code does not.
     """
     scale = np.sqrt(abs(np.linalg.det(affine[:, :2])))
     if antialias and scale < 0.5:
@@ -75,7 +75,7 @@ def warp_affine(
             h, w = image.shape[:2]
             half = cv2.resize(image, ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA)
             zoom = np.array([w / half.shape[1], h / half.shape[0]])
-            # Edges on edges: a pixel of the half lies at (x + 0.5) zoom - 0.5 of the whole.
+            # Edges map to edges: pixel x of the half is at (x + 0.5) zoom - 0.5 of the whole.
             shift = affine[:, :2] @ (0.5 * zoom - 0.5) + affine[:, 2]
             affine = np.concatenate([affine[:, :2] * zoom, shift[:, None]], axis=1)
             image, scale = half, scale * np.sqrt(zoom.prod())
@@ -83,7 +83,7 @@ def warp_affine(
 
 
 def _region(image, affine, size_hw):
-    """The part of the image that the output shows, with a margin, and the affine from there."""
+    """The region that the output shows, with a margin, and the affine from that region."""
     h, w = size_hw
     corners = np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64)
     source = (corners - affine[:, 2]) @ np.linalg.inv(affine[:, :2]).T
@@ -96,7 +96,7 @@ def _region(image, affine, size_hw):
 
 
 def ordered_map(pool: Executor, function: Callable, items: Iterable, ahead: int = 32) -> Iterator:
-    """Maps on a pool, results in order, a bounded number of them waiting."""
+    """Maps on a pool; yields results in order, with at most `ahead` of them pending."""
     pending: deque[Future] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

@@ -1,4 +1,8 @@
-"""JSON of any size: its lists an element at a time, and edits that leave every other character as it was."""
+"""JSON of any size: lists are read one element at a time, and edits leave all other characters as they were.
+
+Kept by hand: streaming parsers do not keep an element's own text, which an edit needs in order to change a few numbers
+and nothing else.
+"""
 
 import codecs
 import json
@@ -11,21 +15,21 @@ from posefix_jax.types import PosefixError
 
 CHUNK = 1 << 18
 LONGEST = 1 << 26
-"""Characters that one element of a list may have; a longer one is taken for a broken file."""
+"""Most characters in one element of a list. A longer one counts as a broken file."""
 LONGEST_ASIDE = 1 << 30
-"""The same for what is not read: the other members of a document."""
+"""The same for parts that are skipped: the other members of a document."""
 
 
 class _Doubled(Exception):
-    """An object has a name twice."""
+    """An object has the same name twice."""
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
-    """Readers differ in which of two members of one name they take, so an edit of either could go unseen."""
+    """Refuses duplicate names: readers differ in which one they use, so an edit could have no effect."""
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _Doubled(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in an object")
+        raise _Doubled(f"the name {next(n for n in names if names.count(n) > 1)!r} is used twice in an object")
     return members
 
 
@@ -33,7 +37,7 @@ _decoder = json.JSONDecoder(object_pairs_hook=_object)
 _NUMBER = "0123456789.eE+-"
 _space = re.compile(r"[ \t\r\n]*")
 _flat = re.compile(r"[^\"\[\]{}]*[0-9a-z][^\"\[\]{}]*")
-"""The inside of a list that is not empty, of numbers, true, false and null."""
+"""The inside of a non-empty list of numbers, true, false and null."""
 
 
 def _after_space(text: str, at: int) -> int:
@@ -44,13 +48,13 @@ def _after_space(text: str, at: int) -> int:
 
 @runtime_checkable
 class Readable(Protocol):
-    """Bytes, whatever they come from."""
+    """A source of bytes."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class Item(NamedTuple):
-    """An element of a list: the text between the one before and this, its own text, its value.
+    """An element of a list: the text since the element before it, its own text, and its value.
 
     The last item of a document has the text after the last element, "", and None.
     """
@@ -61,7 +65,7 @@ class Item(NamedTuple):
 
 
 class JsonStream:
-    """Reads a document from a binary file, holding no more than one element and a chunk.
+    """Reads a document from a binary file, holding at most one element and a chunk in memory.
 
     Every method raises PosefixError with `name` and the byte at fault where the text is not UTF-8 or not JSON.
     """
@@ -78,7 +82,7 @@ class JsonStream:
         return self._text[self._at : self._at + 1]
 
     def space(self) -> str:
-        """Takes white space (and, at the start, a byte order mark)."""
+        """Consumes white space and, at the start, a byte order mark."""
         taken = ""
         if not self._before and not self._at and self.peek() == "\ufeff":
             taken, self._at = "\ufeff", 1
@@ -93,7 +97,7 @@ class JsonStream:
         return taken
 
     def take(self, expected: str) -> str:
-        """Takes one character, one of `expected`."""
+        """Consumes one character, which must be in `expected`."""
         found = self.peek()
         if not found or found not in expected:
             raise self.broken(f"expected {' or '.join(expected)}, found {found or 'the end'!r}")
@@ -101,12 +105,12 @@ class JsonStream:
         return found
 
     def value(self, longest: int = LONGEST) -> tuple[object, str]:
-        """Takes a value; returns it and its text."""
+        """Consumes a value; returns it and its text."""
         grow = CHUNK
         while True:
             try:
                 value, end = _decoder.raw_decode(self._text, self._at)
-                # A number near the end of what was read may go on: 1.5 of 1.5e-3.
+                # A number at the end of the buffer may continue: 1.5 of 1.5e-3.
                 rest = self._text[end : end + 4]
                 goes_on = len(rest) < 4 and not rest.strip(_NUMBER) and self._text[end - 1] not in '}]"'
                 if not goes_on or not self._fill(grow):
@@ -122,7 +126,7 @@ class JsonStream:
             grow *= 2
 
     def items(self, lead: str = "") -> Iterator[Item]:
-        """The elements of the list that comes next; then an item whose lead ends in the closing bracket."""
+        """The elements of the next list, then an item whose lead ends in the closing bracket."""
         lead += self.take("[") + self.space()
         if self.peek() == "]":
             yield Item(lead + self.take("]"), "", None)
@@ -139,7 +143,7 @@ class JsonStream:
             lead += self.space()
 
     def members(self) -> Iterator[tuple[str, str]]:
-        """The names of the object that comes next, each with the text before its value, which the caller takes.
+        """The names of the next object, each with the text before its value. The caller consumes the value.
 
         Last comes "" with the text that closes the object.
         """
@@ -154,7 +158,7 @@ class JsonStream:
             name, text = self.value()
             assert isinstance(name, str)  # it begins with a quote
             if name in names:
-                raise self.broken(f"the name {name!r} stands twice in an object")
+                raise self.broken(f"the name {name!r} is used twice in an object")
             names.add(name)
             yield name, lead + text + self.space() + self.take(":") + self.space()
             lead = self.space()
@@ -166,10 +170,10 @@ class JsonStream:
             lead += self.space()
 
     def rest(self) -> str:
-        """White space up to the end of the file; anything else is an error."""
+        """Consumes white space up to the end of the file. Anything else is an error."""
         taken = self.space()
         if self.peek():
-            raise self.broken("something follows the end of the document")
+            raise self.broken("unexpected text after the end of the document")
         return taken
 
     def broken(self, why: str, place: int | None = None) -> PosefixError:
@@ -192,7 +196,7 @@ class JsonStream:
 
 
 def edit(text: str, changes: Mapping[tuple, object]) -> str:
-    """The JSON text with other values at some paths, tuples of names and indices; all other characters stay.
+    """The JSON text with new values at some paths (tuples of names and indices). All other characters stay.
 
     A name that an object lacks is added at its end, the index just after a list's end appended.
     """
@@ -218,7 +222,7 @@ class _New(str):
 
 
 def _find(text: str, at: int, tree, spans: list) -> int:
-    """Lists the spans that the tree changes in the value at `at`; returns where that ends."""
+    """Lists the spans that the tree changes in the value at `at`. Returns where the value ends."""
     if isinstance(tree, _New):
         end = _decoder.raw_decode(text, at)[1]
         spans.append((at, end, tree))
@@ -228,7 +232,7 @@ def _find(text: str, at: int, tree, spans: list) -> int:
         return _decoder.raw_decode(text, at)[1]
     end = text.find("]", at) if kind == "[" else -1
     if end > 0 and _flat.fullmatch(text, at + 1, end) and all(isinstance(new, _New) for new in tree.values()):
-        # By far the most common: numbers.
+        # By far the most common case: a list of numbers.
         words = text[at + 1 : end].split(",")
         for index, new in tree.items():
             if index < len(words):

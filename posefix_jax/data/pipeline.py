@@ -1,4 +1,4 @@
-"""Person records to batches, by Grain. Deterministic given the position; all randomness is the device's."""
+"""Person records to batches, with Grain. Deterministic given the position; all randomness is on the devices."""
 
 import functools
 import os
@@ -23,11 +23,11 @@ from posefix_jax.types import PosefixError
 class People:
     """The people of one or more prepared folders, as one random-access source of numbered records.
 
-    Joints are those of the first folder; people of the others give theirs by name, and lack what is not theirs.
+    The joints are those of the first folder. People of other folders contribute joints by name; the rest is unlabelled.
 
     Attributes:
-      repeats: how often each folder's people come in an epoch; 0.5 is every other one, in turn over the epochs.
-      places: people an epoch.
+      repeats: how often each folder's people appear per epoch; with 0.5, every other person, alternating over epochs.
+      places: people per epoch.
     """
 
     def __init__(self, folders: Sequence[str | Path], repeats: Sequence[float] = ()):
@@ -35,7 +35,7 @@ class People:
             raise PosefixError("no prepared folder given; run `posefix prepare` and name its output")
         if repeats and (len(repeats) != len(folders) or min(repeats) <= 0):
             raise PosefixError(
-                f"data.repeats needs one positive number a folder, found {list(repeats)} for {len(folders)} folders"
+                f"data.repeats needs one positive number per folder, found {list(repeats)} for {len(folders)} folders"
             )
         self.folders = [Path(folder) for folder in folders]
         self.manifests = [Manifest.read(folder) for folder in self.folders]
@@ -62,7 +62,7 @@ class People:
         self.places = int(self._places.sum())
 
     def _joints_in(self, folder: Path, manifest: Manifest) -> np.ndarray | None:
-        """[K] where each of our joints is in the folder's records, or -1; None if all are where ours are."""
+        """[K] the place of each of our joints in the folder's records, or -1; None if the joints are the same."""
         theirs = manifest.skeleton.joints
         if theirs == self.skeleton.joints:
             return None
@@ -75,10 +75,10 @@ class People:
         return index
 
     def check_detections(self, errors: Sequence[str]) -> None:
-        """Raises PosefixError where the only errors to draw are stored detections, and there are none."""
+        """Raises PosefixError if only stored detections are to be drawn, and there are none."""
         if set(errors) == {"empirical"} and not any(manifest.detections for manifest in self.manifests):
             raise PosefixError(
-                f"{', '.join(map(str, self.folders))}: no detections stored, of which errors empirical draws; prepare with "
+                f"{', '.join(map(str, self.folders))}: no detections are stored, which --errors empirical draws from; prepare with "
                 "--detections"
             )
 
@@ -86,12 +86,12 @@ class People:
         return int(self._ends[-1])
 
     def name(self, index: int) -> str:
-        """Shard and number of a record, for messages."""
+        """The shard and number of a record, for messages."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return f"{self._shards[shard]}: record {index - self._ends[shard] + len(self._records[shard])}"
 
     def __getitem__(self, index: int) -> Record:
-        """Raises PosefixError, naming shard and record, for one that cannot be read."""
+        """Raises PosefixError, naming shard and record, if the record cannot be read."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         within = int(index - self._ends[shard] + len(self._records[shard]))
         try:
@@ -102,7 +102,7 @@ class People:
         return record if joints is None else _by_name(record, joints)
 
     def index_at(self, place: int | np.ndarray, epoch: int | np.ndarray):
-        """Which record comes at a place (0 .. `places`) of an epoch; integers, or arrays of them."""
+        """The index of the record at a place (0 .. `places`) of an epoch; integers, or arrays of them."""
         ends = np.cumsum(self._places)
         folder = np.searchsorted(ends, place, side="right")
         within = place - ends[folder] + self._places[folder]
@@ -111,7 +111,7 @@ class People:
 
     @property
     def share_labelled(self) -> np.ndarray:
-        """[K] share of an epoch's people who have each joint labelled."""
+        """[K] the share of an epoch's people who have each joint labelled."""
         labelled = np.zeros(self.skeleton.num_joints)
         for manifest, joints, places in zip(self.manifests, self._joints, self._places, strict=True):
             share = np.append(np.array(manifest.labelled) / manifest.people, 0.0)
@@ -131,7 +131,7 @@ def _open(shard: Path) -> "grain.sources.ArrayRecordDataSource":
 
 
 def _by_name(record: Record, joints: np.ndarray) -> Record:
-    """The record with the joints of another skeleton; those it lacks are unlabelled."""
+    """The record with the joints of another skeleton; missing joints are unlabelled."""
 
     def pick(values):
         padded = np.concatenate([values, np.zeros_like(values[..., :1, :])], axis=-2)
@@ -146,12 +146,12 @@ def _warn(line: str) -> None:
 
 
 def to_arrays(people: People, index: int, *, sample: int, epoch: int) -> dict[str, np.ndarray]:
-    """One element of a batch; see `step.Batch` for the fields. A patch that does not decode has weight 0."""
+    """One element of a batch; `train_step.Batch` has the fields. A patch that cannot be decoded has weight 0."""
     record, patch = people[index], people.patch
     try:
         image = decode_jpeg(record.jpeg) if record.jpeg else None
     except UnreadableImage as error:
-        _warn(f"{people.name(index)}: its picture does not decode ({error}); it has no weight")
+        _warn(f"{people.name(index)}: its picture cannot be decoded ({error}); it gets weight 0")
         image = None
     weight = np.float32(image is not None)
     zoom = patch / record.side
@@ -161,7 +161,7 @@ def to_arrays(people: People, index: int, *, sample: int, epoch: int) -> dict[st
         image = cv2.resize(image, (patch, patch), interpolation=cv2.INTER_LINEAR)
 
     def place(joints, slots=None):
-        """Patch pixels after the zoom, edges on edges; padded to `slots` people."""
+        """Patch pixels after the zoom (edges map to edges), padded to `slots` people."""
         if slots is not None:
             padded = np.zeros((slots, *joints.shape[1:]), np.float32)
             padded[: min(len(joints), slots)] = joints[:slots]
@@ -191,7 +191,7 @@ def to_arrays(people: People, index: int, *, sample: int, epoch: int) -> dict[st
 
 
 def training_order(people: People, seed: int) -> "grain.MapDataset":
-    """The places (0 .. `people.places`) in the order of training: endless, each epoch in an order of its own."""
+    """The places (0 .. `people.places`) in training order: endless, and each epoch in a new order."""
     return grain.MapDataset.range(people.places).seed(seed).shuffle().repeat(1 << 30)
 
 
@@ -201,7 +201,7 @@ def _arrays_at(people: People, position: int, place: int) -> dict[str, np.ndarra
 
 
 def _start_worker(index: int, count: int) -> None:
-    """A worker hears no Ctrl-C (its parent does, and saves first), and ends when its parent is gone."""
+    """A worker ignores Ctrl-C (its parent handles it, and saves first) and exits when its parent is gone."""
     os.setpgid(0, 0)
     parent = os.getppid()
 
@@ -224,14 +224,14 @@ def training_batches(
     processes: int = 1,
     start: int = 0,
 ) -> Iterator[dict]:
-    """This process's share of the endless sequence of global batches, from batch `start` on.
+    """This process's share of the endless sequence of global batches, starting at batch `start`.
 
-    Epochs follow one another without a gap, each in an order of its own; a batch may straddle two. The global
-    order does not depend on the number of processes: local batch i of process p is part p of global batch i.
+    Epochs follow without a gap, each in a new order; a batch may span two. The global order does not depend on the number
+    of processes: local batch i of process p is part p of global batch i.
 
     Args:
-      threads: that read and decode, in each worker.
-      workers: processes that do so; 0 for threads of this one alone.
+      threads: reading and decoding threads in each worker.
+      workers: worker processes; 0 for threads of this process alone.
     """
     if batch_size % processes:
         raise PosefixError(f"a batch of {batch_size} cannot be split over {processes} processes")
@@ -241,7 +241,7 @@ def training_batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 4))
     batches = local.to_iter_dataset(options)
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain asks them for options of its own
+        if not flags.FLAGS.is_parsed():  # Grain reads options of its own from them
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
@@ -249,7 +249,7 @@ def training_batches(
 
 
 def evaluation_batches(people: People, *, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[dict]:
-    """Everybody once, in order; the last batch is filled up with records of weight 0.
+    """Everybody once, in order. The last batch is padded with records of weight 0.
 
     As in training, local batch i of process p is part p of global batch i.
     """

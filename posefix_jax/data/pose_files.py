@@ -16,7 +16,8 @@ import fsspec
 from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.formats import FORMATS, Element, Format, JsonFormat, PoseFile
-from posefix_jax.data.formats.base import ImageId, image_id
+from posefix_jax.data.formats.base import ImageId
+from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
 from posefix_jax.files import inside

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.data.formats import WRITABLE, Edit, Element, Format, Photograph, Pose, to_skeleton
+from posefix_jax.core.skeleton import to_skeleton
+from posefix_jax.data.formats import WRITABLE, Edit, Element, Format, Photograph, Pose
 from posefix_jax.data.formats.base import ImageId
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage

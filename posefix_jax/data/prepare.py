@@ -1,4 +1,4 @@
-"""`posefix prepare`: annotations and photographs become shards of person records."""
+"""`posefix prepare`: turns annotations and photographs into shards of person records."""
 
 import hashlib
 from collections import defaultdict
@@ -24,9 +24,9 @@ from posefix_jax.types import PosefixError
 
 MADE_BY = "posefix prepare"
 MAX_SCALE, MAX_SHIFT = 1.3, 0.1
-"""Largest augmentation that a patch has room for; `AugmentConfig` holds to it."""
+"""The largest augmentation that a patch has room for; `AugmentConfig` respects it."""
 MATCH_IOU = 0.2
-"""Extent IoU from which an estimator's pose may belong to a person, if it is the best of both."""
+"""Extent IoU from which an estimator's pose may belong to a person, if each is the other's best partner."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,25 @@ class PrepareOptions:
     out: Path
     """folder to write; must not exist, or be one that prepare wrote"""
     skeleton: str = ""
-    """what is known of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by the annotations' joint names
-    if empty"""
+    """sigmas, flip pairs and limbs of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by default from the
+    annotations' joint names"""
     detections: tuple[Path, ...] = ()
-    """files of poses of any estimators on the same photographs, stored with the people they match"""
+    """files of poses from any estimators on the same photographs, stored with the people they match"""
     patch: int = 384
     """largest side in pixels of a stored patch; smaller people keep their own resolution"""
     holdout: float = 0.0
-    """share of the photographs that go to the folder OUT-holdout instead (by a hash of the image id)"""
+    """share of the photographs that go to the folder OUT-holdout instead, chosen by a hash of the image id"""
     shard_size: int = 2048
-    """people a shard"""
+    """people per shard"""
     exif: bool = False
-    """turn photographs as their EXIF orientation says (COCO ignores it)"""
+    """rotate photographs as their EXIF orientation says (COCO ignores it)"""
 
 
 def prepare(options: PrepareOptions) -> list[Manifest]:
     """Writes the shards and their manifest; returns the manifests (one, or two with a holdout).
 
     Raises:
-      PosefixError: bad input, or an output folder that something else lives in.
+      PosefixError: bad input, or an output folder that holds something else.
     """
     if not 0 <= options.holdout < 1:
         raise PosefixError(f"--holdout must lie in [0, 1), found {options.holdout}")
@@ -90,9 +90,9 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
             raise PosefixError(f"{folder}: no people for it; change --holdout")
         _check_free(folder)
     for folder in parts:
-        discard(_partial(folder), MADE_BY)  # of a run that was killed
+        discard(_partial(folder), MADE_BY)  # from a run that was killed
         claim(_partial(folder), MADE_BY)
-    # Everything is written beside its place first: an old folder goes only when all new ones are whole.
+    # Everything is written beside its place first: an old folder is removed only when all new ones are complete.
     manifests = [
         _write(folder, people, annotations, images, files, detected, options) for folder, people in parts.items()
     ]
@@ -107,10 +107,10 @@ def _partial(folder: Path) -> Path:
 
 
 def _check_free(folder: Path) -> Manifest | None:
-    """The manifest of what prepare wrote into the folder earlier, if it did.
+    """The manifest that an earlier prepare wrote into the folder, if any.
 
     Raises:
-      PosefixError: anything else is there.
+      PosefixError: the folder holds anything else.
     """
     if folder.is_symlink():
         raise PosefixError(f"{folder} is a symbolic link; name the folder itself")
@@ -132,9 +132,9 @@ def _check_free(folder: Path) -> Manifest | None:
 
 
 def _remove_prepared(folder: Path) -> None:
-    """Removes what prepare wrote, a file at a time: whatever else has come into the folder keeps it there."""
+    """Removes what prepare wrote, file by file: if anything else is in the folder, it stays."""
     manifest = _check_free(folder)
-    # The manifest goes after the shards that it names: a run killed in between is replaced by the next.
+    # The manifest is removed after the shards that it names, so that the next run can clean up after a killed one.
     names = (*manifest.shards, MANIFEST) if manifest is not None else ()
     try:
         for name in (*names, MARK):
@@ -148,7 +148,7 @@ def _remove_prepared(folder: Path) -> None:
 
 
 def held_out(image_id, share: float) -> bool:
-    """Whether a photograph is among the share that is not trained on: by its id alone, so that all its people are."""
+    """Whether a photograph belongs to the share held out from training. By its id, so all its people are on one side."""
     digest = hashlib.sha256(str(image_id).encode()).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
@@ -156,8 +156,8 @@ def held_out(image_id, share: float) -> bool:
 def match_detections(annotations: Annotations, files: tuple[Path, ...]) -> dict[int, list[np.ndarray]]:
     """The estimators' poses of each person, by position in `annotations.people`.
 
-    A pose and a person match if, within the photograph and the file, the boxes around the joints of both (those
-    that both have) overlap with IoU of at least 0.2 and neither has a better partner.
+    A pose and a person match if the boxes around the joints that both have overlap with an IoU of at least 0.2, and neither
+    has a better partner within the photograph and the file.
     """
     by_image = defaultdict(list)
     for index, person in enumerate(annotations.people):
@@ -258,7 +258,7 @@ def _write(folder: Path, people, annotations, images, files, detected, options) 
 
 
 def patch_side(box_wh: np.ndarray) -> float:
-    """Side of the square that holds every augmented crop of a box: any rotation, the largest scale and shift.
+    """The side of the square that contains every augmented crop of a box: any rotation, the largest scale and shift.
 
     For crops from 3:4 (width : height) to square.
     """
@@ -270,7 +270,7 @@ def patch_side(box_wh: np.ndarray) -> float:
 
 
 def make_record(image: np.ndarray | None, person: Person, in_image, detected, patch: int) -> Record:
-    """Cuts a person's patch, around the joints' box (their extent x 1.2) and the annotated one together."""
+    """Cuts a person's patch, around both the joints' box (their extent x 1.2) and the annotated one."""
     joints_box = geometry.grow_box(
         geometry.joint_extent(person.joints[:, :2], person.labelled),
         geometry.JOINT_BOX_GROWTH,
@@ -283,7 +283,7 @@ def make_record(image: np.ndarray | None, person: Person, in_image, detected, pa
     centre = (low + high) / 2
     pixels = int(min(patch, np.ceil(side)))
     scale = side / pixels
-    corner = centre - side / 2 + 0.5 * scale  # image position of the centre of patch pixel (0, 0)
+    corner = centre - side / 2 + 0.5 * scale  # image position of the center of patch pixel (0, 0)
 
     def to_patch(joints):
         joints = np.array(joints, np.float64)
@@ -325,5 +325,5 @@ def summary_of(manifests: list[Manifest]) -> str:
         )
     lines += [f"{count} people left out: {reason}" for reason, count in manifests[0].skipped.items() if count]
     for manifest in manifests:
-        lines += [f"photograph not read, its people have weight 0: {reason}" for reason in manifest.unreadable]
+        lines += [f"photograph not read, so its people have weight 0: {reason}" for reason in manifest.unreadable]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Person records: what training reads. One record is a JPEG patch around a person and all that is known of it."""
+"""Person records, which training reads: a JPEG patch around a person and everything known about the person."""
 
 import json
 import struct
@@ -15,10 +15,10 @@ from posefix_jax.types import PosefixError
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_OTHERS = 4
-"""Neighbours stored a person, highest box IoU first. Further ones count towards the overlap but are neither sources
-nor repel; the released code takes all."""
+"""Neighbors stored per person, highest box IoU first. Further ones count towards the overlap, but no error is drawn
+from them or avoids them; the released code uses all."""
 MAX_DETECTED = 8
-"""Estimators' poses stored a person."""
+"""Estimators' poses stored per person."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Record:
     """One person. Coordinates are patch pixels; arrays are float32.
 
     Attributes:
-      jpeg: the patch, `side` x `side` pixels; empty if the photograph could not be read (a record of weight zero).
+      jpeg: the patch, `side` x `side` pixels; empty if the photograph could not be read (the record has weight zero).
       joints: [K, 3] x, y, visibility.
-      others: [N, K, 3] nearest people of the photograph, N at most `MAX_OTHERS`.
-      detected: [M, K, 3] poses that estimators gave for this person; x, y, score.
+      others: [N, K, 3] the nearest people in the photograph, at most `MAX_OTHERS`.
+      detected: [M, K, 3] estimators' poses of this person; x, y, score.
       box: (x, y, w, h) as annotated.
       area: the person's area.
-      overlap: people of the photograph whose box has IoU >= 0.1 with this one.
+      overlap: how many people in the photograph have a box with IoU >= 0.1 with this one.
       patch_to_image: (scale, x, y): image = patch * scale + (x, y).
       image_id, annotation_id: the source.
     """
@@ -50,7 +50,7 @@ class Record:
     annotation_id: int | str
 
     def encode(self) -> bytes:
-        """A length, a JSON header, the JPEG. Coordinates keep 2 decimals."""
+        """The record as bytes: a length, a JSON header, the JPEG. Coordinates keep two decimals."""
         header = {key: value for key, value in vars(self).items() if key != "jpeg"}
         for key in ("joints", "others", "detected"):
             header[key] = np.round(np.asarray(header[key], np.float64), 2).tolist()
@@ -59,7 +59,7 @@ class Record:
 
     @classmethod
     def decode(cls, data: bytes) -> "Record":
-        """Inverts `encode`. Raises ValueError on bytes that are no record."""
+        """Inverts `encode`. Raises ValueError on bytes that are not a record."""
         try:
             (length,) = struct.unpack_from("<I", data)
             fields = json.loads(data[4 : 4 + length])
@@ -83,9 +83,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds; `manifest.json` beside them.
+    """What a folder of shards holds, as `manifest.json` beside them.
 
-    `labelled` counts, per joint, the people who have it labelled; `skipped` counts people left out, by reason;
+    `labelled` counts, per joint, the people who have it labelled. `skipped` counts people left out, by reason.
     `unreadable` lists the photographs whose people are records of weight zero.
     """
 

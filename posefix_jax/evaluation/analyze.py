@@ -1,4 +1,4 @@
-"""`posefix analyse`: which errors a results file has, what they cost, and what a refinement changed; one page."""
+"""`posefix analyze`: which errors a file of poses has, what they cost, and what a refinement changed; one page."""
 
 import csv
 import io
@@ -39,34 +39,35 @@ from posefix_jax.report.progress import Progress
 from posefix_jax.types import PosefixError
 
 SHOWN_POINTS = 800
-"""Matched detections in the scatter of score and OKS, evenly spread over the scores."""
+"""Matched detections in the scatter plot of score and OKS, spread evenly over the scores."""
 TILE = 360
 """Longer side of a picture's tile, pixels."""
 
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """Which errors a results file has (good, jitter, inversion, swap, miss), where, and what they cost in AP.
+    """Shows which errors a file of poses has (good, jitter, inversion, swap, miss), where, and what they cost in AP.
 
-    `posefix analyse fit --help`: write what was measured as an error model for training.
+    `posefix analyze fit` writes what was measured as an error model for training.
     """
 
     results: Path
-    """COCO keypoint results file (.json)"""
+    """file of poses in any format that `posefix refine` reads (docs/formats.md), or a folder of them"""
     annotations: Path
     """COCO keypoint annotation file of the same photographs"""
     out: Path
     """folder to write: index.html (one file, opens offline), analysis.json, errors.csv"""
     against: Path | None = None
-    """results file to compare with, typically the one that was refined"""
+    """file of poses to compare with, typically that before refinement"""
     images: str | None = None
-    """the photographs (folder, archive, URL), to show the best and worst cases in the page"""
+    """the photographs (folder, archive, URL), to show the best and worst cases on the page"""
     skeleton: str | None = None
-    """as `posefix evaluate --skeleton`"""
+    """sigmas, flip pairs and limbs of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by default from the
+    annotations' joint names"""
     pictures: int = 6
-    """best and worst cases to show, so many of each"""
+    """how many of the best and of the worst cases to show"""
     samples: int = 1000
-    """draws of photographs for the 95 % interval of the AP difference"""
+    """bootstrap draws of photographs for the 95% interval of the AP difference"""
 
     def __post_init__(self):
         if self.samples < 1 or self.pictures < 0:
@@ -83,13 +84,13 @@ class _Side:
 
 
 def analyze(options: AnalyzeOptions) -> dict:
-    """Measures, and writes the page, the JSON and the CSV.
+    """Measures the errors, and writes the page, the JSON and the CSV.
 
     Returns:
       What `analysis.json` holds.
 
     Raises:
-      PosefixError: a file is not what it should be, or no detection lies on a person.
+      PosefixError: a file is not valid, or no detection matches a person.
     """
     check_report_packages("posefix analyze")
     from posefix_jax.report.error_page import error_page
@@ -172,7 +173,9 @@ def _change(annotations: Annotations, before: _Side, after: _Side, samples: int)
     largest = np.abs(changes).max(initial=0)
     width = next(w for w in (0.01, 0.02, 0.05) if largest <= 20 * w or w == 0.05)
     around = math.ceil(largest / width)
-    counts, edges = np.histogram(changes, (np.arange(-around, around + 2) - 0.5) * width)  # the middle bin is around 0
+    counts, edges = np.histogram(
+        changes, (np.arange(-around, around + 2) - 0.5) * width
+    )  # the middle bin is centered on 0
     used = np.flatnonzero(counts)
     shown = slice(min(used, default=around), max(used, default=around) + 1)
     return {
@@ -206,7 +209,7 @@ def _csv(report: dict) -> str:
 
 
 def _pictures(annotations: Annotations, sides: dict[str, _Side], images: Images, found: dict, count: int) -> dict:
-    """(caption, JPEG) per heading: the people whose OKS rose and fell most; of one file, of the lowest and highest."""
+    """(caption, JPEG) per heading: the people whose OKS rose and fell most; for one file, those with the lowest and highest."""
     after = sides["after"].matched
     if "before" in sides:
         ordered = oks_changes(sides["before"].matched, after)
@@ -238,13 +241,13 @@ def _drawn(annotations, sides, images, found, chosen, progress) -> Iterator[tupl
 
 
 def _tiles(image: np.ndarray, annotations: Annotations, sides: dict[str, _Side], index: int) -> np.ndarray:
-    """The truth, then the pose of each side, in one row."""
+    """The true pose, then the pose of each side, in one row."""
     person: Person = annotations.people[index]
     poses = {side: (of.matched, int(np.flatnonzero(of.matched.person == index)[0])) for side, of in sides.items()}
     x, y, w, h = person.box
     low, high = np.array([x, y]), np.array([x + w, y + h])
     points = [person.joints[person.labelled, :2], *(m.xy[i][m.present[i]] for m, i in poses.values())]
-    # Joints far off are cut off: the person is what is to be seen.
+    # Joints far from the person are cut off, so that the person stays visible.
     near = np.clip(np.concatenate(points), low - 0.5 * (high - low), high + 0.5 * (high - low))
     low, high = np.minimum(low, near.min(axis=0)), np.maximum(high, near.max(axis=0))
     centre, size = (low + high) / 2, (high - low) * 1.15
@@ -265,7 +268,7 @@ def _tiles(image: np.ndarray, annotations: Annotations, sides: dict[str, _Side],
 
 
 def table_of(report: dict, out: Path) -> str:
-    """Kinds with their shares and what they cost, for the terminal."""
+    """The kinds of errors with their shares and costs, for the terminal."""
     sides = [report[side] for side in ("before", "after") if side in report]
     double = len(sides) == 2
     columns = ("share", "AP cost") if not double else ("before", "after", "cost before", "cost after")
@@ -294,6 +297,6 @@ def table_of(report: dict, out: Path) -> str:
             if of["by"] != "joint"
         ]
         lines.append(f"mean KS of labelled joints of people matched in both: {', '.join(ks)}")
-        lines.append(f"AP changes by {report['change']['AP']:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}]")
+        lines.append(f"AP changes by {report['change']['AP']:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}]")
     lines.append(f"page: {out / 'index.html'}")
     return "\n".join(lines)

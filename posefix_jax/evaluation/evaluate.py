@@ -1,4 +1,4 @@
-"""`posefix evaluate`: the figures of a results file by its data set's metric, alone or against another."""
+"""`posefix evaluate`: scores a file of poses with its dataset's metric, alone or against another file."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -37,26 +37,26 @@ _OF_100 = ("posetrack", "pckh")
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """The figures of a results file by its data set's metric, before and after side by side."""
+    """Scores files of poses with their dataset's metric, before and after side by side."""
 
     results: Path
     """file of poses in any format that `posefix refine` reads (docs/formats.md), or a folder of them"""
     annotations: Path
-    """COCO keypoint annotation file of the same photographs, or a folder of them (PoseTrack: one a video)"""
+    """COCO keypoint annotation file of the same photographs, or a folder of them (PoseTrack: one per video)"""
     metric: Literal["auto", "oks", "posetrack", "pckh", "crowdpose"] = "auto"
-    """oks: COCO's AP; posetrack: AP a joint by head size; pckh: MPII's; crowdpose: AP by crowding; auto: by the
+    """oks: COCO's AP; posetrack: AP per joint, by head size; pckh: MPII's; crowdpose: AP by crowding; auto: chosen by the
     annotations' joints"""
     skeleton: str | None = None
-    """what is known of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by the annotations' joint names
-    by default"""
+    """sigmas, flip pairs and limbs of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by default from the
+    annotations' joint names"""
     against: Path | None = None
-    """results to compare with, typically those that were refined"""
+    """poses to compare with, typically those before refinement"""
     samples: int = 1000
-    """draws of photographs (PoseTrack: of sequences) for the 95 % interval of the main figure's difference"""
+    """bootstrap draws of photographs (PoseTrack: of sequences) for the 95% interval of the main figure's difference"""
     seed: int = 0
-    """of those draws"""
+    """seed of those draws"""
     out: Path | None = None
-    """also write the figures here, as JSON"""
+    """also write the figures to this file, as JSON"""
 
     def __post_init__(self):
         if self.samples < 1:
@@ -66,14 +66,14 @@ class EvaluateOptions:
 
 
 def evaluate(options: EvaluateOptions) -> dict:
-    """Scores one or two results files.
+    """Scores one or two files of poses.
 
     Returns:
       `metric`; `main`, the name of its main figure; `after` (and `before`, `difference`): figures by name; `interval`: of
       the main figure's difference, over `units` draws of `unit`; `photographs`: how many.
 
     Raises:
-      PosefixError: a file is not what it should be, or speaks of photographs that the annotations lack.
+      PosefixError: a file is not valid, or has photographs that the annotations lack.
     """
     if options.out is not None:
         read = [path for path in (options.results, options.annotations, options.against) if path is not None]
@@ -117,7 +117,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
-    """The annotations of a file, or of all files of a folder."""
+    """The annotations of a file, or of all files in a folder."""
     images: dict = {}
     people: list[Person] = []
     given = skeleton
@@ -126,12 +126,12 @@ def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
         skeleton = skeleton or annotations.skeleton
         if annotations.skeleton.joints != skeleton.joints:
             raise PosefixError(
-                f"{file}: joints of {annotations.skeleton.name}, but those of {skeleton.name} in the files before it"
+                f"{file}: has the joints of {annotations.skeleton.name}, but the files before it those of {skeleton.name}"
             )
         again = next((image for image in annotations.images if image in images), None)
         if again is not None:
             raise PosefixError(
-                f"{file}: image {again!r} is in a file before it too; expected other photographs in each"
+                f"{file}: image {again!r} is also in a file before it; expected different photographs in each"
             )
         images |= annotations.images
         people += annotations.everybody
@@ -160,7 +160,7 @@ def _check_scores(scores, skeleton: Skeleton, where: str) -> None:
     fits = isinstance(scores, list) and len(scores) == skeleton.num_joints
     if not fits or not all(isinstance(score, int | float) and not math.isnan(score) for score in scores):
         raise PosefixError(
-            f"{where}: scores must be {skeleton.num_joints} numbers, one a joint of {skeleton.name}, found {scores!r:.40}"
+            f"{where}: scores must be {skeleton.num_joints} numbers, one per joint of {skeleton.name}, found {scores!r:.40}"
         )
 
 
@@ -176,7 +176,7 @@ def table_of(report: dict) -> str:
         lines.append(f"{name:{width}s} {before:8.{digits}f} {after:8.{digits}f} {change:+8.{digits}f}")
     main, (low, high) = report["main"], report["interval"]
     lines.append(
-        f"{main} changes by {report['difference'][main]:+.{digits}f}, 95 % interval "
+        f"{main} changes by {report['difference'][main]:+.{digits}f}, 95% interval "
         f"[{low:+.{digits}f}, {high:+.{digits}f}] over {report['unit']}"
     )
     return "\n".join(lines)

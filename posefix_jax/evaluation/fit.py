@@ -1,4 +1,4 @@
-"""`posefix analyse fit`: an error model from any estimator's detections and the truth."""
+"""`posefix analyze fit`: an error model from an estimator's detections and the truth."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from posefix_jax.files import check_apart, whole_file
 from posefix_jax.types import KINDS, ErrorKind, PosefixError
 
 QUANTILES = 17
-"""of the lengths of the offsets in each ring"""
+"""Quantiles stored for the offsets' lengths in each ring."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,20 @@ class FitOptions:
     """Measures which errors an estimator makes, and writes them as an error model for `posefix train --errors`."""
 
     detections: tuple[Path, ...]
-    """COCO keypoint results files of an estimator, or of several"""
+    """files of poses of one estimator or several, in any format that `posefix refine` reads (docs/formats.md)"""
     annotations: Path
     """COCO keypoint annotation file of the same photographs; use training photographs, not those you will report on"""
     out: Path
     """error model to write (.json)"""
     skeleton: str | None = None
-    """as `posefix evaluate --skeleton`"""
-    together: bool = True
-    """also fit how errors come together within a person; else joints err by themselves, as in the paper"""
+    """sigmas, flip pairs and limbs of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by default from the
+    annotations' joint names"""
+    correlation: bool = True
+    """also fit how errors co-occur within a person; else joints are independent, as in the paper"""
     offsets: bool = False
-    """also fit how far the joints lie from where each kind puts them; else lengths are uniform, as in the paper"""
+    """also fit the distances of joints from the place of their error kind; else they are uniform, as in the paper"""
     least: int = 50
-    """joints that a rate must rest on; with fewer the group's rate over all people is taken, then the paper's"""
+    """joints needed to estimate a rate; with fewer, the group's rate over all people is used, then the paper's"""
 
     def __post_init__(self):
         if not self.detections:
@@ -51,7 +52,7 @@ def fit(options: FitOptions) -> str:
     """Writes the error model; returns lines for the terminal.
 
     Raises:
-      PosefixError: a file is not what it should be, or nobody in it matches a true person.
+      PosefixError: a file is not valid, or no pose in it matches a true person.
     """
     annotations = read_annotations(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
     check_apart([options.out], [*options.detections, options.annotations])
@@ -59,7 +60,12 @@ def fit(options: FitOptions) -> str:
     parts = [match_file(path, annotations)[1] for path in options.detections]
     name = "+".join(path.stem for path in options.detections)
     model, evidence = fit_error_model(
-        parts, annotations.skeleton, name=name, together=options.together, offsets=options.offsets, least=options.least
+        parts,
+        annotations.skeleton,
+        name=name,
+        correlation=options.correlation,
+        offsets=options.offsets,
+        least=options.least,
     )
     with whole_file(options.out) as file:
         file.write(model.to_json(evidence=evidence).encode())
@@ -67,15 +73,15 @@ def fit(options: FitOptions) -> str:
 
 
 def fit_error_model(
-    parts: list[Matched], skeleton: Skeleton, *, name: str, together: bool, offsets: bool, least: int
+    parts: list[Matched], skeleton: Skeleton, *, name: str, correlation: bool, offsets: bool, least: int
 ) -> tuple[ErrorModel, dict]:
-    """An error model with the frequencies of these matched poses, and what they rest on.
+    """An error model with the frequencies of these matched poses, and the evidence for them.
 
-    Joints that the estimator left out, or the truth has no label for, are not counted. Bins of labelled joints,
-    crowding and radii are the paper's, but the outer end of the misses: nine in ten lie within it.
+    Joints that the estimator left out, or that are not labelled, are not counted. Bins of labelled joints, crowding and
+    radii are the paper's, except for the outer radius of misses: nine in ten are within it.
 
     Returns:
-      The model; and per group: counts of good, jitter, inversion, swap, miss in each bin, their 95 % intervals
+      The model; and per group: counts of good, jitter, inversion, swap, miss in each bin, their 95% intervals
       over all people, and notes on what was taken from elsewhere.
     """
     kind = np.concatenate([part.kind for part in parts])
@@ -120,7 +126,7 @@ def fit_error_model(
         model = replace(model, miss_ks=max(outer, 1e-12))
     if offsets:
         model = replace(model, lengths=_lengths(kind, distances, skeleton, model, least, notes))
-    if together:
+    if correlation:
         model = replace(model, together=_together(kind, (bins, crowded), skeleton, model, least, notes))
     return model, {"people": len(kind), "groups": evidence, "notes": notes}
 
@@ -131,7 +137,7 @@ def _bin_name(index: int) -> str:
 
 
 def _rounded(table: np.ndarray) -> np.ndarray:
-    """To 5 decimals, down: their sum stays at most 1."""
+    """Rounded down to 5 decimals, so that their sum stays at most 1."""
     return np.floor(table * 1e5) / 1e5
 
 
@@ -160,7 +166,7 @@ def _distances(parts: list[Matched], skeleton: Skeleton) -> np.ndarray:
 
 
 def _lengths(kind, distances, skeleton: Skeleton, model: ErrorModel, least: int, notes: list[str]):
-    """Quantiles of the offsets' lengths within the ring of each kind, a row a group."""
+    """Quantiles of the offsets' lengths within the ring of each kind, a row per group."""
     ends = [(1.0, model.good_ks), (model.good_ks, model.jitter_ks), (model.confusion_ks, model.jitter_ks)]
     ends += [ends[2], (model.jitter_ks, model.miss_ks)]
     at = np.linspace(0, 1, QUANTILES)
@@ -185,7 +191,7 @@ def _lengths(kind, distances, skeleton: Skeleton, model: ErrorModel, least: int,
 
 
 def _together(kind, places, skeleton: Skeleton, model: ErrorModel, least: int, notes: list[str]):
-    """Per kind the correlation of two joints of a person, and what twins have besides.
+    """Per kind, the correlation of two joints of a person, and how much twins have on top.
 
     Each is the correlation of two normal variables at which as many pairs of joints have the kind together as were
     counted, beyond what the rates of the person's bin (`places`) explain. As in the synthesiser a kind is looked at
@@ -248,7 +254,7 @@ def _both(share_a, share_b, correlation: float) -> np.ndarray:
 
 def _summary(model: ErrorModel, evidence: dict, out: Path) -> str:
     names = [kind.name.lower() for kind in KINDS]
-    lines = [f"{evidence['people']} poses matched; share of joints, with its 95 % interval over all people:"]
+    lines = [f"{evidence['people']} poses matched; share of joints, with its 95% interval over all people:"]
     lines.append(f"{'':10s} {'joints':>7s}" + "".join(f"{name:>22s}" for name in names))
     for group, of in evidence["groups"].items():
         total = np.sum(of["counts"], axis=(0, 1))

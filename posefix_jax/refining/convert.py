@@ -1,4 +1,4 @@
-"""`posefix convert`: poses from one format to another, as they are."""
+"""`posefix convert`: writes poses in another format, unchanged."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ class ConvertOptions:
     """Writes files of poses in another format; joints are matched by name."""
 
     detections: tuple[str, ...]
-    """files of poses, folders or patterns of them, or URLs; their format is found out"""
+    """files of poses, folders or patterns of them, or URLs; the format is detected"""
     out: Path
-    """file to write (.jsonl, .gz by its name), or folder for a format of one file a photograph"""
+    """file to write (a name in .jsonl gives lines, .gz is compressed), or folder for a format with a file per photograph"""
     to: str
     """coco, coco-annotations, mmpose, openpose, posetrack17, mediapipe, yolo, parquet"""
     images: str | None = None
-    """where the photographs are; needed from or to a format that has coordinates in fractions of their width and height"""
+    """the photographs; needed from or to a format with coordinates in fractions of their width and height"""
     annotations: Path | None = None
     """COCO file whose images give the file name of each image_id"""
     skeleton: str | None = None
-    """the file's joints, a name or a JSON file, where it does not say them and their number is not enough"""
+    """the file's joints, a name or a JSON file, if neither the file nor the number of joints says what they are"""
     threads: int = 4
     """decoding threads"""
 

@@ -19,7 +19,7 @@ from posefix_jax.refining.refiner import Refiner
 from posefix_jax.report.pictures import write_picture
 from posefix_jax.types import PosefixError
 
-# Annotated by hand for this demo: image x, y of the joints that can be seen or told from the clothes.
+# Annotated by hand for this demo: image x, y of joints that are visible or can be told from the clothes.
 _PEOPLE = {
     "astronaut": {
         "nose": (223, 124),
@@ -54,9 +54,9 @@ class DemoOptions:
     checkpoint: Path | None = None
     """a training run or checkpoint; the shipped refiner by default"""
     draws: int = 32
-    """spoiled poses a person"""
+    """poses with synthetic errors per person"""
     seed: int = 0
-    """of the errors"""
+    """seed of the errors"""
 
 
 def demo(options: DemoOptions) -> str:
@@ -81,9 +81,9 @@ def demo(options: DemoOptions) -> str:
         labelled = np.array([joint in joints for joint in COCO.joints])
         extent = joint_extent(true_xy, labelled)
         area = float(PERSON_FILL * extent[2] * extent[3])
-        spoiled = _spoil(true_xy, labelled, area, options)
+        noisy = _with_errors(true_xy, labelled, area, options)
         for draw in range(options.draws):
-            # Each spoiled pose is a detection in a photograph of its own, so that each is scored.
+            # Each pose is a detection in a photograph of its own, so that each is scored.
             image_id = len(images) + 1
             images.append({"id": image_id, "file_name": f"{name}.png", "height": rgb.shape[0], "width": rgb.shape[1]})
             annotations.append(
@@ -98,7 +98,7 @@ def demo(options: DemoOptions) -> str:
                     "keypoints": np.column_stack([true_xy, 2.0 * labelled]).reshape(-1).tolist(),
                 }
             )
-            pose = np.column_stack([spoiled[draw], labelled])
+            pose = np.column_stack([noisy[draw], labelled])
             keypoints = [round(float(v), 3) for v in pose.reshape(-1)]
             rows.append({"image_id": image_id, "category_id": 1, "keypoints": keypoints, "score": 1.0})
         write_picture(options.out / "photographs" / f"{name}.png", rgb)
@@ -110,15 +110,15 @@ def demo(options: DemoOptions) -> str:
 
     refiner = Refiner.load(options.checkpoint)
     photographs = options.out / "photographs"
-    # Whoever annotated left out what the photograph does not show: nothing is filled in there.
+    # Joints that the photograph does not show are not annotated, so none are filled in.
     job = RefineOptions(
         detections=(str(detections),), images=str(photographs), out=results, annotations=truth, missing="keep"
     )
     report = refine_rows(refiner, job)
     scores = evaluate(EvaluateOptions(results=results, annotations=truth, against=detections))
     lines = [
-        f"{options.draws} spoiled poses each of {len(_PEOPLE)} people in scikit-image's sample photographs "
-        "(annotated by hand, spoiled by the paper's synthesiser):",
+        f"{options.draws} poses with synthetic errors for each of {len(_PEOPLE)} people in scikit-image's sample photographs "
+        "(annotated by hand, errors drawn by the paper's method):",
         summary_of(report, results),
         "",
         f"{'mean KS':18s} {'before':>8s} {'after':>8s}",
@@ -130,7 +130,7 @@ def demo(options: DemoOptions) -> str:
         among = labelled & trained
         ks = [keypoint_similarity(p[mine, :, :2], true_xy, np.asarray(area), COCO)[:, among] for p in (before, after)]
         lines.append(f"{name:18s} {ks[0].mean():8.3f} {ks[1].mean():8.3f}")
-        # The median case, so that the picture is neither the best nor the worst.
+        # The median case is typical; best and worst show the range.
         gain = ks[1].mean(axis=1) - ks[0].mean(axis=1)
         shown = {"median": np.argsort(gain)[len(gain) // 2], "best": gain.argmax(), "worst": gain.argmin()}
         for which, draw in shown.items():
@@ -142,13 +142,13 @@ def demo(options: DemoOptions) -> str:
     left_out = [joint for joint, on in zip(COCO.joints, trained, strict=True) if not on]
     lines.append("")
     if left_out:
-        lines.append(f"not trained on, so left as they were: {', '.join(left_out)}")
+        lines.append(f"not trained, so left as they were: {', '.join(left_out)}")
     lines.append(f"pictures, before and after (median, best, worst of each person): {options.out / 'pictures'}")
     return "\n".join(lines)
 
 
-def _spoil(true_xy, labelled, area, options: DemoOptions) -> np.ndarray:
-    """[draws, K, 2] poses in the image frame."""
+def _with_errors(true_xy, labelled, area, options: DemoOptions) -> np.ndarray:
+    """[draws, K, 2] poses with synthetic errors, image pixels."""
     keys = jax.random.split(jax.random.key(options.seed), options.draws)
 
     def draw(key):

@@ -1,4 +1,4 @@
-"""`posefix estimate`: poses from boxes, without any input pose (the paper's IntegralPose)."""
+"""`posefix estimate`: poses from boxes, without input poses (the paper's IntegralPose)."""
 
 import sys
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ from posefix_jax.types import PosefixError
 
 @dataclass(frozen=True)
 class EstimateOptions:
-    """Estimates poses in the boxes of people, by a refiner that learned without input poses too."""
+    """Estimates poses in the boxes of people, with a refiner that was also trained without input poses."""
 
     boxes: Path
-    """COCO detection results (image_id, bbox, score), or an annotation file whose boxes are taken"""
+    """COCO detection results (image_id, bbox, score), or an annotation file, whose boxes are used"""
     images: str
-    """where the photographs are: a folder, a .zip, .tar shards, a video, or a URL"""
+    """the photographs: a folder, a .zip, .tar shards, a video, or a URL"""
     out: Path
-    """COCO keypoint results file to write: a row a box, in order; its score is the box's times the expected KS, 0 where
-    there is no photograph or no area"""
+    """COCO keypoint results file to write: a row per box, in order. Its score is the box's times the expected KS, 0 if the
+    photograph is missing or the box has no area"""
     checkpoint: Path | None = None
     """a training run or checkpoint; the shipped refiner by default"""
     annotations: Path | None = None
-    """COCO file whose images give the file name of each image_id; by default the boxes' own, or the id is looked for in
-    file names"""
+    """COCO file whose images give the file name of each image_id; by default the boxes' own file, else file names are matched
+    with the id"""
     flip: bool = True
     """also run the mirrored crop and average"""
     category: int = 1
     """boxes of other categories are left out"""
     batch_size: int = 32
-    """crops a step"""
+    """crops per step"""
     threads: int = 4
     """decoding threads"""
 

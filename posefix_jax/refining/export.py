@@ -1,4 +1,4 @@
-"""`posefix export`: a refiner as one serialised program that runs without this package."""
+"""`posefix export`: a refiner as one serialized program that runs without this package."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ import numpy as np
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.refine_step import Network, make_refine_step
 from posefix_jax.files import check_replaceable, whole_file
-from posefix_jax.refining.refiner import shipped_path
 from posefix_jax.runtime.checkpoints import load_refiner
 from posefix_jax.types import PosefixError
 
@@ -21,7 +20,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Writes crops-and-poses to poses as a StableHLO program for any batch size; jax alone runs it."""
+    """Writes the step from crops and poses to refined poses as a StableHLO program for any batch size. jax alone runs it."""
 
     out: Path
     """file to write"""
@@ -32,9 +31,9 @@ class ExportOptions:
 
 
 def export(options: ExportOptions) -> str:
-    """Returns lines for the terminal, with the largest difference to the original on noise.
+    """Writes the program. Returns lines for the terminal, with the largest difference from the original on noise.
 
-    The difference is that of expected KS: positions jump where two places of a map are equally good.
+    Expected KS is compared: positions jump when two places of a map are equally good.
 
     Raises:
       PosefixError: no refiner there, or the written program differs from the original.
@@ -42,7 +41,7 @@ def export(options: ExportOptions) -> str:
     if importlib.util.find_spec("flatbuffers") is None:
         raise PosefixError("export needs the package flatbuffers: pip install flatbuffers")
     check_replaceable(options.out)
-    variables, spec = load_refiner(options.checkpoint or shipped_path())
+    variables, spec = load_refiner(options.checkpoint)
     program = export_program(spec.network().apply, variables, spec, flip=options.flip)
     difference = max(_difference(program, variables, spec, options.flip, size) for size in (1, 7))
     if not difference < 1e-3:
@@ -60,7 +59,7 @@ def export(options: ExportOptions) -> str:
 
 
 def export_program(network: Network, variables: dict, spec: RefinerSpec, *, flip: bool = True) -> bytes:
-    """The refinement step with its weights inside, serialised; its batch size is free.
+    """The refinement step with its weights inside, serialized, for any batch size.
 
     The program takes (crops [b, H, W, 3] uint8 RGB, crop_xy [b, K, 2], present [b, K]) and returns the tuple of
     `step.Refined`: crop_xy, input_ks, output_ks, moved.
@@ -79,7 +78,7 @@ def export_program(network: Network, variables: dict, spec: RefinerSpec, *, flip
 
 
 def _difference(program: bytes, variables: dict, spec: RefinerSpec, flip: bool, size: int) -> float:
-    """Largest difference of an expected KS, input or output, between the program and the original, on noise."""
+    """The largest difference in expected KS, input or output, between the program and the original, on noise."""
     rng = np.random.default_rng(size)
     h, w = spec.model.crop_hw
     joints = spec.skeleton.num_joints

@@ -12,7 +12,7 @@ from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles, find_files
 from posefix_jax.data.pose_writer import Part, PoseWriter
 from posefix_jax.files import check_apart
-from posefix_jax.refining.resumable_output import Parts, check_output, outputs_of
+from posefix_jax.refining.resumable_output import JobManifest, Parts, check_output, outputs_of
 from posefix_jax.report.progress import Progress
 from posefix_jax.types import PosefixError
 
@@ -130,21 +130,22 @@ class FileJob:
             raise PosefixError(f"{source.path}: no poses to work on")
         more = len(source.files) - 1
         named = self._source_name or source.path + (f" and {more} more" if more else "")
-        manifest = {
-            "job": digest.hexdigest(),
-            "rows": rows,
-            "parts": count,
-            "shards": shards,
-            "single": writer.single,
-            "apart": bool(writer.format and writer.format.suffix),
-            "format": writer.written.name,
-            "head": "" if writer.format is None else writer.format.head,
-            "between": "" if writer.format is None else writer.format.between,
-            "tail": "" if writer.format is None else writer.format.tail,
-            "lists_images": bool(writer.format and writer.format.lists_images),
-            "joints": list(writer.joints),
-            "report": {"detections": named, "format": source.format.name + (f" to {to}" if to else "")},
-        }
+        form = writer.format
+        manifest = JobManifest(
+            job=digest.hexdigest(),
+            rows=rows,
+            parts=count,
+            shards=shards,
+            single=writer.single,
+            apart=bool(form and form.suffix),
+            format=writer.written.name,
+            head=form.head if form else "",
+            between=form.between if form else "",
+            tail=form.tail if form else "",
+            lists_images=bool(form and form.lists_images),
+            joints=list(writer.joints),
+            report={"detections": named, "format": source.format.name + (f" to {to}" if to else "")},
+        )
         return Parts(self.out, manifest), rows
 
     def finish(self, part: Part, store: Parts) -> None:

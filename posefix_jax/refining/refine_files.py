@@ -1,4 +1,4 @@
-"""`posefix refine`: poses of any estimator's files in, better poses out, one row for one row."""
+"""`posefix refine`: files of poses from any estimator in, better poses out, one row for each row."""
 
 import functools
 import sys
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from posefix_jax.core import geometry
-from posefix_jax.core.skeleton import Skeleton, joints_in
+from posefix_jax.core.skeleton import JointMap
 from posefix_jax.data.formats.base import ImageId
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles
@@ -32,60 +32,60 @@ from posefix_jax.types import PosefixError
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """Refines the poses of any estimator's files; docs/formats.md lists what is read and written."""
+    """Refines the poses in files of any estimator; docs/formats.md lists the formats."""
 
     detections: tuple[str, ...]
-    """files of poses, folders or patterns of them, or URLs; their format is found out"""
+    """files of poses, folders or patterns of them, or URLs; the format is detected"""
     images: str
-    """where the photographs are: a folder, a .zip, .tar shards, a video, or a URL"""
+    """the photographs: a folder, a .zip, .tar shards, a video, or a URL"""
     out: Path
-    """file to write, or folder where several files come in: same rows, same order, other keys untouched;
-    OUT.report.json beside it"""
+    """file to write, or folder if there are several input files: same rows, same order, other keys untouched; OUT.report.json
+    is written beside it"""
     to: str | None = None
     """write another format: coco, coco-annotations, mmpose, openpose, posetrack17, mediapipe, yolo, parquet"""
     checkpoint: Path | None = None
     """a training run or checkpoint; the shipped refiner by default"""
     annotations: Path | None = None
-    """COCO file whose images give the file name of each image_id; by default the id is looked for in file names"""
+    """COCO file whose images give the file name of each image_id; by default file names are matched with the id"""
     skeleton: str | None = None
-    """the file's joints, a name or a JSON file, where it does not say them and their number is not enough"""
+    """the file's joints, a name or a JSON file, if neither the file nor the number of joints says what they are"""
     flip: bool = True
     """also refine the mirrored crop and average"""
     iterations: int = 1
-    """refine so many times, each from where the last left the pose"""
+    """how many times to refine, each time from the pose before"""
     keep_margin: float | None = None
-    """gain of expected KS that a joint must promise to be moved; the checkpoint's own by default"""
+    """gain of expected KS needed to move a joint; the checkpoint's own by default"""
     min_ks: float | None = None
-    """expected KS that a joint's new place must promise; the checkpoint's own by default, 0 to take every move"""
+    """expected KS that a joint's new place needs; the checkpoint's own by default, 0 to accept every move"""
     boxes: bool = False
-    """estimate the pose of a row that has no usable joint but a bbox, from the photograph in it alone (the refiner must have
-    learned without poses too: inputs.withhold_pose)"""
+    """estimate the pose of a row that has a bbox but no usable joint, from the photograph alone (for refiners trained with
+    inputs.withhold_pose)"""
     missing: Literal["fill", "keep"] = "fill"
-    """joints that the estimator left out: fill, or keep as they are"""
+    """joints that the estimator left out: fill them in, or keep them as they are"""
     min_score: float = 0.0
-    """joints with a score up to this count as left out"""
+    """joints with a score up to this count as missing"""
     rescore: bool = False
-    """multiply the score of a refined row by the mean expected KS of its joints, which ranks good poses first; a row that
-    has no joint in the end scores 0"""
+    """multiply the score of a refined row by the mean expected KS of its joints, which ranks good poses first; a row without
+    a joint scores 0"""
     oks_nms: float = 0.0
-    """leave out refined rows whose OKS with a better-scored one of their photograph is above this (released code: 0.9);
-    0 keeps every row"""
+    """leave out refined rows whose OKS with a better-scored row of their photograph is above this (released code: 0.9); 0
+    keeps every row"""
     category: int = 1
-    """rows of other categories pass through, where rows have one"""
+    """rows of other categories pass through unchanged"""
     exif: bool = False
-    """turn photographs as their EXIF orientation says; COCO's poses ignore it"""
+    """rotate photographs as their EXIF orientation says; COCO's poses ignore it"""
     strict: bool = False
     """a row that cannot be refined is an error instead of passing through"""
     batch_size: int = 32
-    """crops a step"""
+    """crops per step"""
     threads: int = 4
     """decoding threads"""
     pictures: int = 0
-    """before/after pictures of this many rows, those that changed most, in OUT.pictures/"""
+    """draw this many rows before and after, those that changed most, into OUT.pictures/"""
     shard: str = "0/1"
-    """do only every n-th part of the job, from the i-th on (i/n); when all n are done, posefix merge OUT"""
+    """do only every n-th part of the job, starting at the i-th (i/n); when all n are done, run posefix merge OUT"""
     part_rows: int = 1024
-    """rows of which an interruption may lose the work; each part appears whole in OUT.parts/"""
+    """rows per part; an interruption loses at most the work on one part"""
 
     def __post_init__(self):
         if min(self.batch_size, self.threads, self.iterations, self.part_rows) < 1 or self.pictures < 0:
@@ -107,10 +107,10 @@ class RefineOptions:
 
 
 def refine(options: RefineOptions) -> dict:
-    """Runs the job; returns the report of OUT.report.json, with its lists summed up as `reasons`.
+    """Runs the job. Returns the report of OUT.report.json, with its lists summed up as `reasons`.
 
-    Interrupted, it leaves OUT.parts, from which the same command goes on; OUT itself appears whole or not at all.
-    Of several shards, each returns the report of its own and `merge` writes OUT.
+    When interrupted it leaves OUT.parts, from which the same command resumes; OUT itself appears whole or not at all. Each
+    of several shards returns a report of its own, and `merge` writes OUT.
 
     Raises:
       PosefixError: bad input; with `strict` also a row that cannot be refined.
@@ -151,39 +151,6 @@ def refine_source(refiner: Refiner, source: PoseFiles, options: RefineOptions, s
         source_name=source_name,
     )
     return _RefineJob(refiner, options, job).run()
-
-
-class JointMap:
-    """The way between the joints of a file and those of a refiner, matched by name."""
-
-    def __init__(self, file: Skeleton, refiner: Skeleton):
-        self._to_refiner = joints_in(refiner.joints, file.joints)
-        to_file = joints_in(file.joints, refiner.joints)
-        self._in_file = np.flatnonzero(to_file >= 0)
-        self._in_refiner = to_file[self._in_file]
-
-    @property
-    def shared(self) -> np.ndarray:
-        """[K] which of the refiner's joints the file has."""
-        return self._to_refiner >= 0
-
-    def to_refiner(self, joints: np.ndarray) -> np.ndarray:
-        """[K, 3] joints of a file in the refiner's order; those that the file lacks are missing."""
-        return np.where(self.shared[:, None], joints[self._to_refiner], 0.0)
-
-    def to_file(self, joints: np.ndarray, new: np.ndarray, old: np.ndarray, scale) -> np.ndarray:
-        """The file's joints with those replaced that differ between `old` and `new`; a joint that stayed keeps its values.
-
-        Args:
-          joints: [J, 3] of the file.
-          new, old: [K, 3] of the refiner, image pixels.
-          scale: [3] what the file's unit is in pixels.
-        """
-        joints = np.array(joints)
-        new, old = new[self._in_refiner], old[self._in_refiner]
-        changed = (new != old).any(axis=1)
-        joints[self._in_file[changed]] = (new / scale)[changed]
-        return joints
 
 
 class _RefineJob:
@@ -434,7 +401,7 @@ def merge_shards(options: MergeOptions) -> dict:
 
 
 def summary_of(report: dict, out: Path) -> str:
-    """A few lines for the terminal."""
+    """The report as a few lines for the terminal."""
     if "shard" in report:
         return (
             f"shard {report['shard']}: {report['rows']} of {report['of']} poses refined now; when every shard is done: "

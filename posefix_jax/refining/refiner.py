@@ -4,7 +4,6 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib import resources
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -19,14 +18,6 @@ from posefix_jax.data.images import UnreadableImage, read_image
 from posefix_jax.refining.engine import Engine, Group, Refined
 from posefix_jax.runtime.checkpoints import load_refiner
 from posefix_jax.types import PosefixError
-
-SHIPPED = "shipped"
-"""Folder of the package that holds the refiner loaded by default."""
-
-
-def shipped_path() -> Path:
-    """The folder of the refiner that comes with the package."""
-    return Path(str(resources.files("posefix_jax") / SHIPPED))
 
 
 class Refiner:
@@ -83,7 +74,7 @@ class Refiner:
         Raises:
           PosefixError: no refiner there.
         """
-        variables, spec = load_refiner(Path(checkpoint) if checkpoint is not None else shipped_path())
+        variables, spec = load_refiner(checkpoint)
         weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables)))
         spec = replace(spec, decode=spec.decode.given(keep_margin=keep_margin, min_ks=min_ks))
         return cls(

@@ -1,4 +1,7 @@
-"""A job of many rows in parts: each appears whole, a killed job goes on, several processes share one, `merge` checks."""
+"""The output of a job of many rows, in parts that appear whole: a killed job resumes, several processes share one.
+
+`merge` checks that nothing is missing and puts the parts together.
+"""
 
 import gzip
 import json
@@ -7,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -27,9 +31,9 @@ from posefix_jax.types import PosefixError
 MADE_BY = "posefix refine or convert"
 MANIFEST = "manifest.json"
 ASSEMBLED, ASSEMBLED_DONE = "assembled", "assembled.done"
-"""Folder in which the output is put together; file that says that it is whole."""
+"""The folder in which the output is assembled, and the file that marks it as complete."""
 REPORT_MARK = {"made_by": "posefix"}
-"""What a report begins with: a file beside OUT that does not is not replaced."""
+"""The start of every report. A file beside OUT that does not start so is not replaced."""
 
 
 def outputs_of(out: Path) -> dict[str, Path]:
@@ -45,10 +49,10 @@ def outputs_of(out: Path) -> dict[str, Path]:
 
 
 def check_output(out: Path, *, single: bool) -> None:
-    """What stands where a job is to write must be what an earlier job wrote there.
+    """Checks that whatever exists where a job writes was written by an earlier job.
 
     Raises:
-      PosefixError: something else is there; says what.
+      PosefixError: something else exists there; says what.
     """
     report = outputs_of(out)["report"]
     check_replaceable(report)
@@ -64,7 +68,7 @@ def check_output(out: Path, *, single: bool) -> None:
     elif out.is_symlink():
         raise PosefixError(f"--out {out} is a symbolic link; name the folder itself")
     elif out.is_dir() and any(out.iterdir()):
-        raise PosefixError(f"--out {out} is there and not empty; name a new folder")
+        raise PosefixError(f"--out {out} exists and is not empty; name a new folder")
     elif out.exists() and not out.is_dir():
         raise PosefixError(f"--out {out} is a file; several files are written, name a new folder")
 
@@ -75,38 +79,74 @@ def _is_report(path: Path) -> bool:
         return file.read(len(start)) == start
 
 
-class Parts:
-    """The finished parts of the job that writes `out`, in the folder OUT.parts until all are there.
+@dataclass(frozen=True)
+class JobManifest:
+    """What has to be known of a job to put its parts together, as `manifest.json` beside them.
 
-    Args:
-      out: the file, or the folder, that the job is to write.
-      manifest: `job`, a text that is equal for two jobs whose output is the same; `rows`; `parts`, their number;
-        `single`, whether `out` is a file; `apart`, whether each photograph has a file; `format`, the name of the one
-        that is written; `head`, `between` and `tail`, the text around and between the segments of a file;
-        `lists_images`, whether the tail lists the images; `joints`, the names written; and `report`, what the report
-        begins with.
-
-    Parts that another job left there are thrown away; a folder that no job made is refused.
+    Attributes:
+      job: a digest that is equal for two jobs with the same output.
+      rows, parts, shards: how many there are.
+      single: the output is one file.
+      apart: each photograph has a file of its own.
+      format: name of the format that is written.
+      head, between, tail: the text around and between the segments of a file.
+      lists_images: the tail lists the images, see `Format.tail_of`.
+      joints: names of the joints that are written.
+      report: the first entries of the report.
     """
 
-    def __init__(self, out: Path, manifest: dict):
-        self.folder, self.job, self.count = outputs_of(out)["parts"], manifest["job"], manifest["parts"]
+    job: str
+    rows: int
+    parts: int
+    shards: int
+    single: bool
+    apart: bool
+    format: str
+    head: str
+    between: str
+    tail: str
+    lists_images: bool
+    joints: list[str]
+    report: dict
+
+    @classmethod
+    def read(cls, folder: Path) -> "JobManifest":
+        """Raises PosefixError if the folder's manifest is damaged."""
+        try:
+            manifest = cls(**read_json(folder / MANIFEST))
+            if manifest.format not in FORMATS:
+                raise TypeError
+        except TypeError as error:
+            raise PosefixError(f"{folder / MANIFEST}: damaged; remove {folder} and run the job again") from error
+        return manifest
+
+
+class Parts:
+    """The finished parts of the job that writes `out`, in the folder OUT.parts until all are done.
+
+    Parts of another job are removed. A folder that no job made is refused.
+    """
+
+    def __init__(self, out: Path, manifest: JobManifest):
+        self.folder, self.job, self.count = outputs_of(out)["parts"], manifest.job, manifest.parts
         mark = mark_of(self.folder)
         if mark is None or mark["digest"] != self.job or not _in_place(out, self.folder):
-            check_output(out, single=manifest["single"])
+            check_output(out, single=manifest.single)
         claim(self.folder, MADE_BY, self.job, replace=True)
         if not (self.folder / MANIFEST).is_file():
-            write_json(self.folder / MANIFEST, manifest)
+            write_json(self.folder / MANIFEST, asdict(manifest))
 
     def has(self, part: int) -> bool:
+        """Whether a part is done."""
         return self._path(part).is_file()
 
     def header(self, part: int) -> dict:
+        """What `write` was given for a part, less its segments' content."""
         with open(self._path(part), "rb") as file:
             return _header(file)
 
     def write(self, part: int, header: dict, segments: Sequence[tuple[str, bytes]]) -> None:
-        """`segments`: names of files of the output ("" for the only one), and what this part adds to each."""
+        """Writes a part. `segments`: names of output files ("" for the only one), and what the part adds to each."""
         lengths = [[name, len(data)] for name, data in segments]
         with whole_file(self._path(part)) as file:
             file.write(json.dumps({**header, "segments": lengths}).encode() + b"\n")
@@ -118,22 +158,12 @@ class Parts:
 
 
 def part_path(folder: Path, job: str, part: int) -> Path:
-    """A part's file is named by its job, so that a straggler of another is never taken for it."""
+    """The file of a part. Its name has the job's digest, so a process of another job cannot write it."""
     return folder / f"{part:07d}-{job[:12]}.part"
 
 
-def _manifest(folder: Path) -> dict:
-    """Raises PosefixError where the folder's manifest is not one."""
-    content = read_json(folder / MANIFEST)
-    keys = {"job", "rows", "parts", "shards", "single", "apart", "format", "head", "between", "tail"}
-    keys |= {"lists_images", "joints", "report"}
-    if not isinstance(content, dict) or not keys <= set(content):
-        raise PosefixError(f"{folder / MANIFEST}: damaged; remove {folder} and run the job again")
-    return content
-
-
 def _header(file: BinaryIO) -> dict:
-    """The first line of a part, which says what follows it. Raises PosefixError where the part is not whole."""
+    """The first line of a part, which describes the rest. Raises PosefixError if the part is not complete."""
     try:
         header = json.loads(file.readline())
         numbers = [header[key] for key in ("first_row", "rows", "refined", "joints_moved")]
@@ -149,32 +179,32 @@ def _header(file: BinaryIO) -> dict:
 
 
 def merge(out: Path, job: str | None = None) -> dict:
-    """Puts the parts together, writes OUT.report.json, removes OUT.parts; returns the report less its lists.
+    """Puts the parts together, writes OUT.report.json, and removes OUT.parts. Returns the report without its lists.
 
     Args:
-      job: the parts must be this one's.
+      job: the digest of the job that the parts must belong to; None for any.
 
     Raises:
-      PosefixError: no parts, one is missing or damaged, a row is missing or doubled, or something else stands where
-        the output goes; says which.
+      PosefixError: no parts, one is missing or damaged, a row is missing or doubled, or something else exists where the
+        output goes; says which.
     """
     folder = outputs_of(out)["parts"]
     mark = mark_of(folder)
     if mark is None or mark["made_by"] != MADE_BY or not (folder / MANIFEST).is_file():
         raise PosefixError(f"{folder}: no parts of a job; give the --out of posefix refine --shard")
-    manifest = _manifest(folder)
-    if job not in (None, manifest["job"]) or manifest["job"] != mark["digest"]:
-        raise PosefixError(f"{folder}: another job has begun to write there; give this one another --out")
-    paths = [part_path(folder, manifest["job"], part) for part in range(manifest["parts"])]
+    manifest = JobManifest.read(folder)
+    if job not in (None, manifest.job) or manifest.job != mark["digest"]:
+        raise PosefixError(f"{folder}: another job has started to write there; give this one another --out")
+    paths = [part_path(folder, manifest.job, part) for part in range(manifest.parts)]
     missing = [part for part, path in enumerate(paths) if not path.is_file()]
     if missing:
         named = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        shards = manifest["shards"]
+        shards = manifest.shards
         again = ", ".join(f"--shard {i}/{shards}" for i in sorted({part % shards for part in missing}))
         raise PosefixError(
             f"{folder}: {len(missing)} of {len(paths)} parts are missing ({named}); run again {again if shards > 1 else ''}"
         )
-    report = {**REPORT_MARK, **manifest["report"], "rows": 0, "refined": 0, "joints_moved": 0}
+    report = {**REPORT_MARK, **manifest.report, "rows": 0, "refined": 0, "joints_moved": 0}
     reasons: Counter[str] = Counter()
     images: list = []
     for path in paths:
@@ -189,12 +219,12 @@ def merge(out: Path, job: str | None = None) -> dict:
             report[key] += header[key]
         reasons.update(entry["reason"] for key in ("passed_through", "left_out") for entry in header[key])
         images += header.get("images", ())
-    if report["rows"] != manifest["rows"]:
-        raise PosefixError(f"{folder}: {report['rows']} rows in all parts, expected {manifest['rows']}; run again")
+    if report["rows"] != manifest.rows:
+        raise PosefixError(f"{folder}: {report['rows']} rows in all parts, expected {manifest.rows}; run again")
     if not _in_place(out, folder):
-        check_output(out, single=manifest["single"])
+        check_output(out, single=manifest.single)
         _write_report(out, report, paths)
-        if manifest["single"]:
+        if manifest.single:
             with whole_file(out, folder) as file:
                 _assemble_one(file, manifest, paths, out.name, images)
         else:
@@ -204,7 +234,7 @@ def merge(out: Path, job: str | None = None) -> dict:
 
 
 def _in_place(out: Path, folder: Path) -> bool:
-    """Whether the job was killed after its folder was put in its place."""
+    """Whether the job was killed after its output folder was moved into place."""
     return (folder / ASSEMBLED_DONE).exists() and not (folder / ASSEMBLED).exists() and out.is_dir()
 
 
@@ -215,10 +245,10 @@ def _segments(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
                 yield name, file.read(length)
 
 
-def _assemble_one(file: BinaryIO, manifest: dict, paths: Sequence[Path], name: str, images: list) -> None:
-    head, between, tail = (manifest[key] for key in ("head", "between", "tail"))
-    if manifest["lists_images"]:
-        tail = FORMATS[manifest["format"]].tail_of(images, manifest["joints"])
+def _assemble_one(file: BinaryIO, manifest: JobManifest, paths: Sequence[Path], name: str, images: list) -> None:
+    head, between, tail = manifest.head, manifest.between, manifest.tail
+    if manifest.lists_images:
+        tail = FORMATS[manifest.format].tail_of(images, manifest.joints)
     with _writer(file, name, manifest) as write:
         write(head.encode())
         skip = len(between.encode())
@@ -228,15 +258,15 @@ def _assemble_one(file: BinaryIO, manifest: dict, paths: Sequence[Path], name: s
         write(tail.encode())
 
 
-def _assemble_folder(out: Path, manifest: dict, paths: Sequence[Path], folder: Path) -> None:
+def _assemble_folder(out: Path, manifest: JobManifest, paths: Sequence[Path], folder: Path) -> None:
     writing = folder / ASSEMBLED
     shutil.rmtree(writing, ignore_errors=True)
     try:
         writing.mkdir()
-        # Where each photograph has a file, each segment is one.
+        # If each photograph has its own file, each segment is one.
         number = iter(range(1 << 62))
         for (name, _), segments in groupby(
-            _segments(paths), key=lambda segment: (segment[0], next(number) if manifest["apart"] else 0)
+            _segments(paths), key=lambda segment: (segment[0], next(number) if manifest.apart else 0)
         ):
             path = inside(writing, name, f"{folder}: a part")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +279,7 @@ def _assemble_folder(out: Path, manifest: dict, paths: Sequence[Path], folder: P
                 for _, data in segments:
                     write(data)
         (folder / ASSEMBLED_DONE).touch()
-        os.replace(writing, out)  # an empty folder may be there
+        os.replace(writing, out)  # replaces an empty folder
     except OSError as error:
         (folder / ASSEMBLED_DONE).unlink(missing_ok=True)
         shutil.rmtree(writing, ignore_errors=True)
@@ -257,9 +287,9 @@ def _assemble_folder(out: Path, manifest: dict, paths: Sequence[Path], folder: P
 
 
 @contextmanager
-def _writer(file: BinaryIO, name: str, manifest: dict):
-    """A function that takes the bytes of a plain or gzipped file, or of a table."""
-    form = FORMATS[manifest["format"]]
+def _writer(file: BinaryIO, name: str, manifest: JobManifest):
+    """Gives a function that writes bytes to a plain or gzipped file, or to a table."""
+    form = FORMATS[manifest.format]
     if name.endswith(".gz") and not form.is_table:
         with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
             yield packed.write
@@ -269,7 +299,7 @@ def _writer(file: BinaryIO, name: str, manifest: dict):
 
 
 def _write_report(out: Path, report: dict, paths: Sequence[Path]) -> None:
-    """The report, an entry at a time: there may be millions."""
+    """Writes the report entry by entry: there may be millions."""
     with whole_file(outputs_of(out)["report"]) as file:
         file.write(json.dumps(report, indent=1)[:-2].encode())
         for key in ("passed_through", "left_out"):

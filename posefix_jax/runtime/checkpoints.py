@@ -6,6 +6,7 @@ and `spec` alone. Saving is asynchronous and atomic.
 """
 
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +175,25 @@ def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype=np.f
         mark.write_text("committed\n")
 
 
-def load_refiner(path: Path) -> tuple[dict, RefinerSpec]:
-    """Float32 variables and spec of a shipped refiner, a checkpoint's folder, or a run's (its latest step).
+def packaged_path() -> Path:
+    """The folder of the refiner that comes with the package."""
+    return Path(str(resources.files("posefix_jax") / "shipped"))
 
-    A step of a run that does not read is passed over with a warning.
+
+def load_refiner(path: str | Path | None = None) -> tuple[dict, RefinerSpec]:
+    """A refiner as arrays: its variables (parameters and batch statistics, float32) and its spec.
+
+    `spec.network().apply` takes the variables; `make_refine_step` has the signature. A damaged step of a run is skipped
+    with a warning.
+
+    Args:
+      path: a training run's folder (its latest step), one step's folder, or one that `posefix package` wrote; None for
+        the refiner that comes with the package.
 
     Raises:
-      PosefixError: no checkpoint there, none that reads, or not one of a refiner.
+      PosefixError: no checkpoint there, none that can be read, or not one of a refiner.
     """
+    path = packaged_path() if path is None else path
     folder = Path(path).absolute()
     if not folder.is_dir():
         raise PosefixError(f"{path}: no such checkpoint folder")

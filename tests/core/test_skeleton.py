@@ -8,6 +8,7 @@ import pytest
 
 from posefix_jax.core.joint_sets import (
     AP10K,
+    BLAZEPOSE,
     COCO,
     CROWDPOSE,
     SKELETONS,
@@ -16,7 +17,15 @@ from posefix_jax.core.joint_sets import (
     load_skeleton,
     skeleton_from_category,
 )
-from posefix_jax.core.skeleton import Skeleton, canonical, comparable_names, group_of, joints_in, warn_of_guessed_sigmas
+from posefix_jax.core.skeleton import (
+    JointMap,
+    Skeleton,
+    canonical,
+    comparable_names,
+    group_of,
+    joints_in,
+    warn_of_guessed_sigmas,
+)
 from posefix_jax.data.coco import read_annotations
 from posefix_jax.types import PosefixError, warn_once
 
@@ -145,3 +154,18 @@ def test_the_tutorials_skeleton_is_one(tmp_path):
     assert read_annotations(tmp_path / "truth.json", fly).skeleton is fly
     with pytest.raises(PosefixError, match="truth.json: its joints are .* expected the same names in the same order"):
         read_annotations(tmp_path / "truth.json", COCO)
+
+
+def test_joints_to_a_refiner_and_back():
+    """By name; a joint that the file lacks is missing; one that did not move keeps its values, in the file's unit."""
+    file = BLAZEPOSE
+    joints = np.column_stack([np.arange(33) / 40, np.arange(33) / 50, np.ones(33)])
+    joint_map, scale = JointMap(file, CROWDPOSE), np.array([400.0, 300.0, 1.0])
+    old = joint_map.to_refiner(joints) * scale
+    assert joint_map.shared.sum() == 12 and (old[~joint_map.shared] == 0).all()
+    new = old.copy()
+    new[CROWDPOSE.joints.index("left_wrist"), :2] += 4
+    back = joint_map.to_file(joints, new, old, scale)
+    wrist = file.joints.index("left_wrist")
+    np.testing.assert_allclose(back[wrist], joints[wrist] + [0.01, 4 / 300, 0])
+    assert np.array_equal(np.delete(back, wrist, axis=0), np.delete(joints, wrist, axis=0))

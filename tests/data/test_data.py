@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -12,7 +13,7 @@ from posefix_jax.core.joint_sets import COCO
 from posefix_jax.data.coco import box_iou, read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.image_sources import Images
-from posefix_jax.data.images import UnreadableImage, decode_jpeg, read_image, warp_affine
+from posefix_jax.data.images import UnreadableImage, decode_jpeg, warp_affine
 from posefix_jax.data.pipeline import People, evaluation_batches, to_arrays, training_batches
 from posefix_jax.data.prepare import PrepareOptions, patch_side, prepare
 from posefix_jax.data.records import Manifest, Record
@@ -79,24 +80,30 @@ def test_patch_holds_every_augmented_crop(crop_hw):
             assert max(reach_x, reach_y) <= side / 2 + 1e-6
 
 
-def test_patch_shows_the_photograph_where_it_says(people, prepared):
-    """A patch pixel is the photograph's at the mapped place, black outside."""
-    truth = read_annotations(people[0])
-    record = People([prepared])[0]
-    image = read_image(people[1] / truth.file_names[record.image_id]).astype(float)
-    patch = decode_jpeg(record.jpeg).astype(float)
-    scale, x, y = record.patch_to_image
-    h, w = image.shape[:2]
-    outside = x + scale * np.arange(record.side) < -1
-    assert not outside.any() or patch[:, outside].mean() < 8
-    # Means over 24 x 24 patch pixels: noise photographs, so only where both look at the same pixels do they agree.
-    for row in range(0, record.side - 24, 24):
-        for column in range(0, record.side - 24, 24):
-            left, top = x + scale * (column - 0.5), y + scale * (row - 0.5)
-            right, bottom = left + 24 * scale, top + 24 * scale
-            if left >= 0 and top >= 0 and right < w and bottom < h:
-                area = image[round(top + 0.5) : round(bottom + 0.5), round(left + 0.5) : round(right + 0.5)]
-                assert abs(area.mean() - patch[row : row + 24, column : column + 24].mean()) < 6
+def test_patch_shows_the_photograph_where_it_says(tmp_path):
+    """A patch pixel is the photograph's at the mapped place: red is x, green is y, so a shift would show. Black outside."""
+    truth, images = make_people(tmp_path)
+    y, x = np.mgrid[:240, :320]
+    gradient = np.stack([np.zeros_like(x), y, x * 240 // 320], axis=-1).astype(np.uint8)  # BGR
+    for path in images.iterdir():
+        cv2.imwrite(str(path), gradient)
+    prepare(PrepareOptions(annotations=truth, images=images, out=tmp_path / "out", patch=96))
+    people = People([tmp_path / "out"])
+    inner = outer = 0
+    for index in range(len(people)):
+        record = people[index]
+        patch = decode_jpeg(record.jpeg).astype(float)
+        scale, left, top = record.patch_to_image
+        x, y = left + scale * np.arange(record.side), top + scale * np.arange(record.side)
+        inside = ((y > 24) & (y < 215))[:, None] & ((x > 24) & (x < 295))  # JPEG bleeds at the border
+        outside = ((y < -9) | (y > 249))[:, None] | ((x < -9) | (x > 329))
+        assert np.abs(patch[..., 0] - x * 240 / 320)[inside].max() < 16
+        assert np.abs(patch[..., 1] - y[:, None])[inside].max() < 16
+        assert np.abs((patch[..., 0] - x * 240 / 320)[inside].mean()) < 0.7
+        assert np.abs((patch[..., 1] - y[:, None])[inside].mean()) < 0.7
+        assert not outside.any() or patch[outside].max() < 16
+        inner, outer = inner + inside.sum(), outer + outside.sum()
+    assert inner > 10000 and outer > 1000
 
 
 def test_unreadable_photograph_is_a_record_of_weight_zero(tmp_path):
@@ -343,7 +350,7 @@ def test_a_picture_that_does_not_decode_has_no_weight_and_is_named(prepared, tmp
     for _ in range(2):
         batch = next(evaluation_batches(people, batch_size=6))
     assert batch["weight"].tolist() == [1, 1, 1, 1, 0, 1]
-    assert capfd.readouterr().err.count("people.array_record: record 4: its picture does not decode") == 1
+    assert capfd.readouterr().err.count("people.array_record: record 4: its picture cannot be decoded") == 1
 
 
 def test_a_worker_that_dies_is_an_error(prepared):

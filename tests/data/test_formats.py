@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from posefix_jax.core.joint_sets import COCO, OPENPOSE25, SKELETONS
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
+from posefix_jax.core.skeleton import to_skeleton
 from posefix_jax.data import json_stream
-from posefix_jax.data.formats import WRITABLE, Edit, to_skeleton
+from posefix_jax.data.formats import WRITABLE, Edit
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, decode_image
 from posefix_jax.data.json_stream import JsonStream, edit

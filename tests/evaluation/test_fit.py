@@ -96,7 +96,7 @@ def test_recovers_how_errors_come_together(tmp_path):
     found, _ = fitted(tmp_path)
     np.testing.assert_allclose(np.array(found.together)[[0, 1, 3]], np.array(model.together)[[0, 1, 3]], atol=0.12)
     assert found.lengths == () and "swap: 0 joints" in (tmp_path / "m.json").read_text()
-    alone, _ = fitted(tmp_path, "--no-together")
+    alone, _ = fitted(tmp_path, "--no-correlation")
     assert not np.any(alone.together) and alone.rates == found.rates
 
 

@@ -128,7 +128,7 @@ def test_posetrack_folders_objects_and_sequences(tmp_path):
     assert report["interval"] == pytest.approx((0.0, 200 / 3))
     assert json.loads((tmp_path / "out.json").read_text())["after"] == report["after"]
     assert (
-        table_of(report).splitlines()[-1].startswith("Total changes by +33.33, 95 % interval [+0.00, +66.67] over seq")
+        table_of(report).splitlines()[-1].startswith("Total changes by +33.33, 95% interval [+0.00, +66.67] over seq")
     )
 
 

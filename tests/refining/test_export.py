@@ -11,7 +11,6 @@ import pytest
 from posefix_jax.cli import main
 from posefix_jax.core.refine_step import make_refine_step
 from posefix_jax.refining.export import export_program
-from posefix_jax.refining.refiner import shipped_path
 from posefix_jax.runtime.checkpoints import abstract_variables, load_refiner, save_refiner
 
 pytestmark = pytest.mark.slow
@@ -48,7 +47,7 @@ def test_the_shipped_refiner_is_exported(tmp_path, capsys):
     assert main(["export", "--out", str(out)]) == 0
     assert "crops [b, 256, 192, 3] uint8 RGB" in capsys.readouterr().out
     program = jax.export.deserialize(bytearray(out.read_bytes()))
-    variables, spec = load_refiner(shipped_path())
+    variables, spec = load_refiner()
     original = jax.jit(make_refine_step(spec.network().apply, spec))
     rng = np.random.default_rng(0)
     crops = rng.integers(0, 256, (7, 256, 192, 3), dtype=np.uint8)

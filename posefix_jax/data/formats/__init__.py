@@ -1,6 +1,6 @@
 """The formats of pose files, one object each. To add one: a module here with a `Format`, and a place in `FORMATS`."""
 
-from posefix_jax.data.formats.base import Edit, Element, Format, JsonFormat, Photograph, Pose, PoseFile, to_skeleton
+from posefix_jax.data.formats.base import Edit, Element, Format, JsonFormat, Photograph, Pose, PoseFile
 from posefix_jax.data.formats.coco import CocoAnnotations, CocoResults, CocoWholeBody, Detectron2
 from posefix_jax.data.formats.mediapipe import MediaPipe
 from posefix_jax.data.formats.mmpose import MMPose, MMPoseImage
@@ -44,5 +44,4 @@ __all__ = [
     "Photograph",
     "Pose",
     "PoseFile",
-    "to_skeleton",
 ]

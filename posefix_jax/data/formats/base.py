@@ -11,8 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from posefix_jax.core.geometry import joint_extent
-from posefix_jax.core.skeleton import Skeleton, joints_in
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, Readable, edit
 from posefix_jax.types import PosefixError
@@ -369,76 +368,3 @@ def stem_of(path: str) -> str:
     stem = PurePosixPath(path).name.removesuffix(".gz")
     stem = PurePosixPath(stem).stem
     return stem.removesuffix("_keypoints").removeprefix("results_")  # OpenPose's, MMPose's
-
-
-def triples(values, where: str = "keypoints") -> np.ndarray:
-    """[K, 3] float64 of a flat list. Raises ValueError naming `where`."""
-    if not isinstance(values, list) or not values or len(values) % 3:
-        found = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
-        raise ValueError(f"{where}: expected a flat list of x, y, score of every joint, found {found}")
-    return numbers(values, where, axes=1).reshape(-1, 3)
-
-
-def numbers(values, where: str = "keypoints", *, axes: int) -> np.ndarray:
-    """Float64 of lists that are nested `axes` deep; None becomes NaN. Raises ValueError naming `where`."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError("a keypoint value is no number") from error
-    if array.dtype.kind not in "iufb":
-        if not all(value is None or isinstance(value, int | float) for value in array.ravel().tolist()):
-            raise ValueError("a keypoint value is no number")
-        array = array.astype(np.float64)  # an integer beyond 64 bits becomes a float
-    if array.ndim != axes:
-        form = "a flat list of numbers" if axes == 1 else "a list of lists of numbers"
-        raise ValueError(f"{where}: expected {form}, found {'lists in it' if array.ndim > axes else 'a flat one'}")
-    return array.astype(np.float64, copy=False)
-
-
-def score_of(entry: Mapping, key: str = "score") -> float | None:
-    """A person's score, None if it has none. Raises ValueError."""
-    value = entry.get(key)
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is not None and not isinstance(value, int | float):
-        raise ValueError(f"{key}: expected a number, found {value!r:.30}")
-    return None if value is None else float(value)
-
-
-def image_id(value) -> ImageId:
-    """An image id that is one. Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("has no image_id (an integer or a name)")
-    return value
-
-
-def flat(pose: Pose) -> list[float]:
-    """x, y, score of every joint, rounded, to write."""
-    return [round(v, 3 if i % 3 < 2 else 4) for i, v in enumerate(pose.joints.reshape(-1).tolist())]
-
-
-def box_of(joints: np.ndarray) -> list[float]:
-    """x, y, width, height around the joints that are present, to write."""
-    present = joints[:, 2] > 0
-    return [round(v, 3) for v in joint_extent(joints[:, :2], present).tolist()] if present.any() else [0.0] * 4
-
-
-MIDDLES = {"neck": ("left_shoulder", "right_shoulder"), "mid_hip": ("left_hip", "right_hip")}
-"""Joints that are the middle of two others: where they are missing, they are computed."""
-
-
-def to_skeleton(joints: np.ndarray, given: Skeleton, wanted: Skeleton) -> np.ndarray:
-    """[K, 3] joints of `given` as those of `wanted`, matched by name.
-
-    A missing neck or mid-hip is the middle of its two joints; what else is missing is 0.
-    """
-    if given.joints == wanted.joints:
-        return joints
-    index = joints_in(wanted.joints, given.joints)
-    out = np.where(index[:, None] >= 0, joints[index], 0.0)
-    for name, ends in MIDDLES.items():
-        place = joints_in([name], wanted.joints)[0]
-        sides = joints_in(ends, given.joints)
-        if place >= 0 and index[place] < 0 and (sides >= 0).all() and (joints[sides, 2] > 0).all():
-            out[place] = joints[sides].mean(axis=0)
-    return out

@@ -7,20 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from posefix_jax.core.joint_sets import WHOLEBODY, WHOLEBODY_KEYS
-from posefix_jax.data.formats.base import (
-    PROBLEMS,
-    Element,
-    ImageId,
-    JsonFormat,
-    Photograph,
-    Pose,
-    PoseFile,
-    box_of,
-    flat,
-    image_id,
-    score_of,
-    triples,
-)
+from posefix_jax.data.formats.base import PROBLEMS, Element, ImageId, JsonFormat, Photograph, Pose, PoseFile
+from posefix_jax.data.formats.values import box_of, flat, image_id, score_of, triples
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.types import PosefixError
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 
 from posefix_jax.core.joint_sets import BLAZEPOSE
-from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose, image_id, numbers
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose
+from posefix_jax.data.formats.values import image_id, numbers
 
 MARKS = ("landmarks", "pose_landmarks", "poseLandmarks")
 

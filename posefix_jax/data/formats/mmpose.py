@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose, image_id, numbers, score_of
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose
+from posefix_jax.data.formats.values import image_id, numbers, score_of
 
 
 class MMPoseImage(JsonFormat):

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 
 from posefix_jax.core.joint_sets import OPENPOSE25
-from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose, flat, triples
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose
+from posefix_jax.data.formats.values import flat, triples
 
 
 class OpenPose(JsonFormat):

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from posefix_jax.data.formats.base import Edit, Format, Photograph, Pose, PoseFile, box_of
+from posefix_jax.data.formats.base import Edit, Format, Photograph, Pose, PoseFile
+from posefix_jax.data.formats.values import box_of
 from posefix_jax.data.json_stream import Item, Readable
 from posefix_jax.types import PosefixError
 
