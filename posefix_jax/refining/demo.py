@@ -161,7 +161,7 @@ def _with_errors(true_xy, labelled, area, options: DemoOptions) -> np.ndarray:
             area=jnp.float32(area),
             skeleton=COCO,
             errors=PAPER,
-        ).crop_xy
+        ).xy
 
     return np.asarray(jax.jit(jax.vmap(draw))(keys), np.float64)
 
