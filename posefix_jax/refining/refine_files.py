@@ -44,7 +44,7 @@ class RefineOptions:
     to: str | None = None
     """write another format: coco, coco-annotations, mmpose, openpose, posetrack17, mediapipe, yolo, parquet"""
     checkpoint: Path | None = None
-    """a training run or checkpoint; the shipped refiner by default"""
+    """a training run or checkpoint; the packaged refiner by default"""
     annotations: Path | None = None
     """COCO file whose images give the file name of each image_id; by default file names are matched with the id"""
     skeleton: str | None = None
