@@ -1,9 +1,10 @@
 """Intervals of shares."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def wilson(count, total, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
+def wilson(count: ArrayLike, total: ArrayLike, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's interval of the share count / total, 95 % by default; (0, 1) where the total is 0.
 
     Args:
@@ -20,7 +21,7 @@ def wilson(count, total, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
     return low, np.where(total > 0, np.minimum((centre + half) / scale, 1), 1.0)
 
 
-def clustered(count, total) -> tuple[np.ndarray, np.ndarray]:
+def clustered(count: ArrayLike, total: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's 95 % interval of sum(count) / sum(total), where what one cluster holds may come together.
 
     Both sums are divided by the design effect: how much more the share of all varies from one draw of clusters to

@@ -1,6 +1,6 @@
 """Which errors an estimator makes where, what they cost, and what its scores are worth: figures of matched poses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ def with_joints(detections: Sequence[Pose], joints: np.ndarray) -> list[Pose]:
     return [pose._replace(joints=one) for pose, one in zip(detections, joints, strict=True)]
 
 
-def corrections(matched: Matched, poses: np.ndarray):
+def corrections(matched: Matched, poses: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Poses [R, K, 3] in which the joints of one error kind stand at their true place, all else as it was.
 
     Yields (name, poses): each kind of `ERRORS`; `all errors`, those together; `every joint`, also the good ones.
