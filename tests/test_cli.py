@@ -50,6 +50,7 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 @pytest.mark.parametrize("given", [None, "glibc.malloc.perturb=0"])
+@pytest.mark.slow
 def test_a_job_that_runs_a_network_gets_huge_pages(given):
     """Started anew with the setting and the same arguments, once; not where the user has settings of their own."""
     printed, done = started(given, "refine", "nowhere.json", "--images", ".", "--out", "nowhere")

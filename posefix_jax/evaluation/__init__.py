@@ -1,1 +1,1 @@
-"""How good poses are."""
+"""How good poses are: metrics, error profiles, and the commands that print them."""

@@ -1,7 +1,7 @@
-"""Which detection is of which true person, and which error each of its joints has. Ronchi & Perona, ICCV 2017."""
+"""Matches detections with true people, and names the error of each joint (Ronchi & Perona, ICCV 2017)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,24 +16,24 @@ from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.types import PosefixError
 
 MIN_OKS = 0.1
-"""OKS from which a detection may be of a person (Ronchi & Perona, section 3)."""
+"""The lowest OKS at which a detection is matched with a person (Ronchi & Perona, section 3)."""
 
 
 class Matched(NamedTuple):
-    """Matched pairs of a detection and a true person, in the order of the people; image frame, pixels.
+    """Pairs of a detection and its true person, in the order of the people. Image frame, pixels.
 
-    M pairs, K joints, N the most other people in a photograph. All float64 but where it says otherwise.
+    M pairs, K joints, N the largest number of other people in a photograph. float64 unless stated otherwise.
 
     Attributes:
       row, person: [M] int, indices of the detections and of `Annotations.people`.
-      oks, score: [M] OKS as pycocotools counts it (every labelled joint, whatever its score), and the row's score.
+      oks, score: [M] OKS as in pycocotools (over every labelled joint, whatever its score), and the score of the row.
       xy, present: [M, K, 2] and [M, K] bool, the detection; a joint of score 0 or not finite is not present.
       true_xy, labelled, area: [M, K, 2], [M, K] bool and [M] (pixels squared), the person.
       num_labelled: [M] int, labelled joints of the person.
-      overlap: [M] int, others of the photograph whose box has an IoU of at least `OVERLAP_IOU` with the person's.
-      others_xy, others_labelled, others_area: [M, N, K, 2], [M, N, K] and [M, N], the other true people of the
-        photograph; nothing is labelled in the padding.
-      kind: [M, K] int32 `ErrorKind`; ABSENT where the joint is not present or not labelled.
+      overlap: [M] int, other people in the photograph whose box has an IoU of at least `OVERLAP_IOU` with the person's.
+      others_xy, others_labelled, others_area: [M, N, K, 2], [M, N, K] and [M, N], the other true people in the
+        photograph; no joint is labelled in the padding.
+      kind: [M, K] int32 `ErrorKind`; ABSENT if the joint is not present or not labelled.
     """
 
     row: np.ndarray
@@ -54,15 +54,18 @@ class Matched(NamedTuple):
 
     @property
     def absent(self) -> np.ndarray:
-        """[M, K] labelled joints that the detection left out."""
+        """[M, K] labelled joints that the detection lacks."""
         return self.labelled & ~self.present
 
 
 def match_file(path: Path, annotations: Annotations) -> tuple[list[Pose], Matched]:
-    """The poses of a file in any format, in the terms of the annotations, and `match_people` of them.
+    """Reads a file of poses in any format, and matches its poses with the people of the annotations.
+
+    Returns:
+      The poses with the annotations' joints and image ids, and `match_people` of them.
 
     Raises:
-      PosefixError: it is none, a pose does not fit, or none lies on a person.
+      PosefixError: it is not a file of poses, a pose does not fit the annotations, or none is on a person.
     """
     images, skeleton = annotations.images, annotations.skeleton
     poses = read_detections(path, images=images, skeleton=skeleton, annotations=annotations.path)
@@ -73,14 +76,16 @@ def match_file(path: Path, annotations: Annotations) -> tuple[list[Pose], Matche
 
 
 def match_people(annotations: Annotations, detections: Sequence[Pose], *, min_oks: float = MIN_OKS) -> Matched:
-    """Matches poses to true people, and classifies their joints.
+    """Matches poses with true people, and classifies their joints.
 
-    Within a photograph the detections choose by falling score, each the free person of the highest OKS, if that is at
-    least `min_oks`. Crowds and people without a labelled joint are nobody. Neither the order of the detections nor that
-    of the people matters: of equal scores the higher best OKS chooses first, then the content decides.
+    Within a photograph, detections choose in the order of falling score; each gets the free person with the highest OKS, if
+    that is at least `min_oks`. Crowds and people without a labelled joint are not matched. The result does not depend on the
+    order of detections or people: of equal scores, the higher best OKS chooses first, then the content decides.
 
     Args:
+      annotations: the true people.
       detections: poses of the annotations' photographs and joints, image pixels, finite, with scores.
+      min_oks: the lowest OKS of a match.
     """
     skeleton = annotations.skeleton
     poses = joints_of(detections, skeleton)
@@ -137,8 +142,17 @@ def joints_of(detections: Sequence[Pose], skeleton: Skeleton) -> np.ndarray:
     return np.array([pose.joints for pose in detections]).reshape(-1, skeleton.num_joints, 3)
 
 
-def _match(rows, people, poses, score, true, area, skeleton, min_oks):
-    """(row, person, OKS) of one photograph."""
+def _match(
+    rows: np.ndarray,
+    people: np.ndarray,
+    poses: np.ndarray,
+    score: np.ndarray,
+    true: np.ndarray,
+    area: np.ndarray,
+    skeleton: Skeleton,
+    min_oks: float,
+) -> Iterator[tuple[int, int, float]]:
+    """(row, person, OKS) of each match in one photograph."""
     people = np.array(sorted(people, key=lambda p: (-area[p], true[p].tobytes())))
     labelled = true[people, :, 2] > 0
     with np.errstate(over="ignore"):

@@ -1,15 +1,18 @@
-"""Intervals of shares."""
+"""Confidence intervals of shares."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 
 def wilson(count: ArrayLike, total: ArrayLike, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval of the share count / total, 95 % by default; (0, 1) where the total is 0.
+    """Wilson's interval of the share count / total, 95% by default; (0, 1) where the total is 0.
 
     Args:
-      count, total: any shapes that broadcast.
+      count, total: numbers or arrays that broadcast.
       z: normal quantile of the interval.
+
+    Returns:
+      The lower and upper ends, of the broadcast shape.
     """
     count, total = np.broadcast_arrays(np.asarray(count, np.float64), np.asarray(total, np.float64))
     known = np.maximum(total, 1)
@@ -22,13 +25,16 @@ def wilson(count: ArrayLike, total: ArrayLike, z: float = 1.959964) -> tuple[np.
 
 
 def clustered(count: ArrayLike, total: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of sum(count) / sum(total), where what one cluster holds may come together.
+    """Wilson's 95% interval of sum(count) / sum(total), for items that may be correlated within a cluster.
 
-    Both sums are divided by the design effect: how much more the share of all varies from one draw of clusters to
-    another than if each thing were by itself (at least 1; Kish, Survey Sampling, 1965).
+    Both sums are divided by the design effect: the variance of the share over draws of clusters, relative to that of
+    independent items (at least 1; Kish, Survey Sampling, 1965).
 
     Args:
-      count, total: [clusters, ...] how many things of a cluster count, and how many it has.
+      count, total: [clusters, ...] how many items of a cluster count, and how many it has.
+
+    Returns:
+      The lower and upper ends, [...].
     """
     count, total = np.broadcast_arrays(np.asarray(count, np.float64), np.asarray(total, np.float64))
     counted, things = count.sum(axis=0), total.sum(axis=0)

@@ -17,8 +17,20 @@ from posefix_jax.evaluation.scores import Scores, Truth
 FIGURES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
 
-def keypoint_similarity(xy: np.ndarray, true_xy: np.ndarray, area: np.ndarray, skeleton: Skeleton) -> np.ndarray:
-    """KS of [..., K, 2] points in float64; `area` [...] in the same pixels, squared."""
+def keypoint_similarity(
+    xy: np.ndarray, true_xy: np.ndarray, area: np.ndarray | float, skeleton: Skeleton
+) -> np.ndarray:
+    """Keypoint similarity of each joint: exp(-d² / (2 area (2 sigma)²)).
+
+    Args:
+      xy: [..., K, 2] joints; any frame.
+      true_xy: [..., K, 2] the true joints, same frame.
+      area: [...] the true person's area, in the square of the same unit.
+      skeleton: whose sigmas count.
+
+    Returns:
+      [..., K] float64 in 0..1.
+    """
     return similarity(((np.asarray(xy, np.float64) - true_xy) ** 2).sum(axis=-1), np.asarray(area), skeleton)
 
 
@@ -29,7 +41,7 @@ def truth_of(image_ids: Iterable, people: Iterable[Person], skeleton: Skeleton) 
     """
     annotations = [
         {
-            "id": number,  # from 1: pycocotools takes a match with annotation 0 for none
+            "id": number,  # from 1: pycocotools treats a match with annotation 0 as no match
             "image_id": person.image_id,
             "category_id": 1,
             "iscrowd": int(person.crowd),
@@ -70,12 +82,20 @@ def keypoint_scores(truth: COCO, poses: Sequence[Pose], skeleton: Skeleton) -> S
 
 
 def oks_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
-    """The ten COCO keypoint figures, by the skeleton's own sigmas."""
+    """The ten COCO keypoint figures, with the skeleton's own sigmas.
+
+    Args:
+      truth: people, image pixels.
+      poses: poses of the truth's photographs and joints, image pixels.
+
+    Returns:
+      Scores whose main figure is AP; units are photographs.
+    """
     return keypoint_scores(truth_of(truth.images, truth.people, truth.skeleton), poses, truth.skeleton)
 
 
 class _Matches:
-    """pycocotools' matches over all areas, flattened, so that AP of a weighted set of photographs is quick."""
+    """pycocotools' matches over all areas, flattened, to compute AP of a weighted set of photographs quickly."""
 
     def __init__(self, evaluator: COCOeval):
         images = evaluator.evalImgs[: len(evaluator.params.imgIds)]  # one category, the first area: all
@@ -101,7 +121,7 @@ class _Matches:
         self.truths = np.asarray(truths)
 
     def average_precision(self, counts: np.ndarray) -> float:
-        """AP where photograph i is seen `counts[i]` times."""
+        """AP if photograph i occurs `counts[i]` times."""
         total = (self.truths * counts).sum()
         if not total:
             return 0.0
@@ -128,10 +148,21 @@ def oks_nms(
     skeleton: Skeleton,
     present: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Indices of the poses that remain, best score first: each drops those whose OKS with it is above `threshold`.
+    """Non-maximum suppression: each pose, best score first, drops those whose OKS with it is above `threshold`.
 
-    OKS between two poses ([N, K, 2], any frame) is the mean KS with the mean of their areas, of the joints `present`
-    ([N, K]) in both; of all joints without it (released code, lib/nms).
+    The OKS of two poses is the mean KS of the joints present in both, with the mean of their areas (released code,
+    lib/nms).
+
+    Args:
+      xy: [N, K, 2] poses, any frame.
+      scores: [N].
+      areas: [N] in the square of the same unit.
+      threshold: the highest OKS at which both poses remain.
+      skeleton: whose sigmas count.
+      present: [N, K] which joints count; all by default.
+
+    Returns:
+      Indices of the poses that remain, best score first.
     """
     present = np.ones(np.shape(xy)[:2], bool) if present is None else present
     order = np.argsort(-np.asarray(scores), kind="stable")

@@ -1,4 +1,4 @@
-"""MPII's PCKh: the share of joints within half a head size of the true ones."""
+"""MPII's PCKh: the share of joints within half a head size of the true joint."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,18 +17,25 @@ GROUPS = {
     **{part: (f"left_{part.lower()}", f"right_{part.lower()}") for part in ("Hip", "Knee", "Ankle")},
 }
 JOINTS = ("neck", *(joint for joints in GROUPS.values() for joint in joints))
-"""The 14 that count: all of MPII's but the pelvis and the thorax. The neck counts in the Mean only."""
+"""The 14 joints that count: all of MPII's except pelvis and thorax. The neck counts only in the Mean."""
 NEAR, CLOSE = 0.5, 0.1
-"""Of a head size: PCKh@0.5, PCKh@0.1."""
+"""Thresholds of PCKh@0.5 and PCKh@0.1, in head sizes."""
 
 
 def pckh_scores(truth: Truth, rows: Sequence[Pose]) -> Scores:
-    """PCKh@0.5 of each kind of joint, and the Mean of all labelled joints at 0.5 and at 0.1; of 100.
+    """PCKh@0.5 of each kind of joint, and the Mean of all labelled joints at 0.5 and at 0.1, in percent.
 
-    A row with an `annotation_id` is that person's; of several the one with the highest score counts. Rows without go,
-    within a photograph, to the people who have none: the pair with the largest share of right joints first, then the
-    closest. What nobody is given does not count, and all joints of a person without a row are wrong, as are joints of a
-    row that stand at x = y = 0 with a third value of 0.
+    A row with an `annotation_id` belongs to that person; if there are several, the one with the highest score counts. Other
+    rows of a photograph are assigned to the people who have none: the pair with the largest share of correct joints first,
+    then the closest. Rows that are left do not count. All joints of a person without a row are wrong, and so are joints at
+    x = y = 0 with a third value of 0.
+
+    Args:
+      truth: people with head sizes, image pixels.
+      rows: poses of the truth's photographs and joints, image pixels.
+
+    Returns:
+      Scores whose main figure is the Mean; units are photographs.
 
     Raises:
       PosefixError: the skeleton lacks one of the 14 joints, or a person has no head size.
@@ -36,7 +43,7 @@ def pckh_scores(truth: Truth, rows: Sequence[Pose]) -> Scores:
     places = joints_in(JOINTS, truth.skeleton.joints)
     if (places < 0).any():
         lacking = ", ".join(joint for joint, place in zip(JOINTS, places, strict=True) if place < 0)
-        raise PosefixError(f"skeleton {truth.skeleton.name} has no {lacking}, which PCKh is of; take another --metric")
+        raise PosefixError(f"skeleton {truth.skeleton.name} has no {lacking}, which PCKh needs; use another --metric")
     unit_of = {image: unit for unit, image in enumerate(truth.images)}
     people, poses = defaultdict(list), defaultdict(list)
     for person in truth.people:
@@ -75,7 +82,7 @@ def pckh_scores(truth: Truth, rows: Sequence[Pose]) -> Scores:
 
 
 def _distances(people: Sequence[Person], rows: Sequence[Pose], places: np.ndarray) -> np.ndarray:
-    """[R, P, 14] in head sizes of the people; infinite where a row has no such joint."""
+    """[R, P, 14] distances in head sizes of the people; infinite if a row lacks the joint."""
     true_xy = np.array([person.joints[places, :2] for person in people])
     heads = np.array([person.head_size for person in people])
     poses = np.array([row.joints[places] for row in rows], np.float64)
@@ -83,18 +90,21 @@ def _distances(people: Sequence[Person], rows: Sequence[Pose], places: np.ndarra
     return np.where((poses != 0).any(axis=-1)[:, None] & np.isfinite(distance), distance, np.inf)
 
 
-def _pairs(people, rows, distance: np.ndarray, labelled: np.ndarray) -> list[tuple[int, int]]:
-    """Which row (first) is whose (second)."""
+def _pairs(
+    people: Sequence[Person], rows: Sequence[Pose], distance: np.ndarray, labelled: np.ndarray
+) -> list[tuple[int, int]]:
+    """(row, person) indices that belong together."""
     share = (distance <= NEAR).sum(axis=-1) / labelled.sum(axis=-1)
     apart = np.minimum(np.where(labelled, distance, 0), 1).sum(axis=-1) / labelled.sum(axis=-1)
+    scores = np.array([row.score for row in rows], np.float64)
     candidates = []
     for r, row in enumerate(rows):
         for p, person in enumerate(people):
             named = row.extras.get("annotation_id")
             if named is None:
-                candidates.append((True, -share[r, p], apart[r, p], -row.score, r, p))
+                candidates.append((True, -share[r, p], apart[r, p], -scores[r], r, p))
             elif named == person.annotation_id:
-                candidates.append((False, -row.score, -share[r, p], apart[r, p], r, p))
+                candidates.append((False, -scores[r], -share[r, p], apart[r, p], r, p))
     pairs, used, given = [], set(), set()
     for *_, r, p in sorted(candidates):
         if r not in used and p not in given:

@@ -24,11 +24,11 @@ GROUPS = {
     "Ankl": ("left_ankle", "right_ankle"),
 }
 NEAR = 0.5
-"""A joint is right up to this many head sizes from the true one."""
+"""A joint is correct up to this many head sizes from the true joint."""
 
 
 class _Points(NamedTuple):
-    """Joints found, of all frames: [n] score, which of `JOINTS`, whether it is right, which unit."""
+    """The joints found in all frames: [n] score, index in `JOINTS`, whether it is correct, index of the unit."""
 
     score: np.ndarray
     joint: np.ndarray
@@ -37,22 +37,29 @@ class _Points(NamedTuple):
 
 
 def posetrack_scores(truth: Truth, rows: Sequence[Pose]) -> Scores:
-    """AP of each kind of joint and Total, the mean of the 15 joint APs; all of 100.
+    """AP of each kind of joint, and Total, the mean of the 15 joint APs, in percent.
 
-    A joint that stands at x = y = 0 with a third value of 0 is none, in truth and rows; any other is one. Frames without
-    an annotated person are left out. A row's joints have `scores`, else the row's `score`. A pose belongs to the person
-    whose joints it has most right, a person to the best of such poses; of equal ones the closer person, and the pose
-    with the higher score. Every joint of a pose that belongs to nobody is wrong. Joints of equal score count together,
-    so that the order of rows does not matter. Units are sequences (`vid_id`) where there is more than one.
+    A joint at x = y = 0 with a third value of 0 is absent, in truth and rows; any other is present. Frames without an
+    annotated person are left out. Joints have a row's `scores`, else its `score`. A pose is assigned to the person for whom
+    it has the largest share of correct joints, and a person to the best of such poses; ties go to the closer person, and to
+    the pose with the higher score. Every joint of an unassigned pose is wrong. Joints of equal score are one step of the
+    curve, so that the order of rows does not matter.
+
+    Args:
+      truth: people with head sizes, and images with ignore regions, image pixels.
+      rows: poses of the truth's photographs and joints, image pixels.
+
+    Returns:
+      Scores whose main figure is Total. Units are sequences (`vid_id`) if there are several, else frames.
 
     Raises:
-      PosefixError: the skeleton lacks one of the 15 joints, a person has no head size, or an ignore region is no polygon.
+      PosefixError: the skeleton lacks one of the 15 joints, a person has no head size, or an ignore region is not a polygon.
     """
     places = joints_in(JOINTS, truth.skeleton.joints)
     if (places < 0).any():
         lacking = ", ".join(joint for joint, place in zip(JOINTS, places, strict=True) if place < 0)
         raise PosefixError(
-            f"skeleton {truth.skeleton.name} has no {lacking}, which PoseTrack's figures are of; take another --metric"
+            f"skeleton {truth.skeleton.name} has no {lacking}, which PoseTrack's figures need; use another --metric"
         )
     people, poses = defaultdict(list), defaultdict(list)
     for person in truth.people:
@@ -98,8 +105,10 @@ def _units(images: Mapping, frames: Sequence) -> tuple[int, list[int]]:
     return len(number), [number[video] for video in videos]
 
 
-def _joints(poses: Sequence[np.ndarray], places: np.ndarray, regions: Sequence[np.ndarray]):
-    """[N, 15, 2] image pixels, and [N, 15] which are there and outside the regions."""
+def _joints(
+    poses: Sequence[np.ndarray], places: np.ndarray, regions: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """[N, 15, 2] image pixels, and [N, 15] which joints are present and outside the regions."""
     joints = np.asarray(poses, np.float64)[:, places]
     xy = joints[..., :2]
     present = (joints != 0).any(axis=-1)
@@ -109,13 +118,14 @@ def _joints(poses: Sequence[np.ndarray], places: np.ndarray, regions: Sequence[n
 
 
 def _row_scores(row: Pose, places: np.ndarray) -> np.ndarray:
-    """[15] the scores of a row's joints."""
+    """[15] scores of a row's joints."""
     if row.extras.get("scores"):
         return np.asarray(row.extras["scores"], np.float64)[places]
     return np.full(len(places), float(row.score or 0.0))
 
 
 def _heads(people: Sequence[Person], labelled: np.ndarray) -> np.ndarray:
+    """[P] head sizes; 1 for people without a labelled joint."""
     for person, joints in zip(people, labelled, strict=True):
         if joints.any() and person.head_size is None:
             raise PosefixError(
@@ -125,8 +135,15 @@ def _heads(people: Sequence[Person], labelled: np.ndarray) -> np.ndarray:
     return np.array([person.head_size or 1.0 for person in people])
 
 
-def _right(xy, present, score, true_xy, labelled, heads) -> np.ndarray:
-    """[R, 15] which joints of the poses [R, 15, ...] are right, given the people [P, 15, ...] of the frame."""
+def _right(
+    xy: np.ndarray,
+    present: np.ndarray,
+    score: np.ndarray,
+    true_xy: np.ndarray,
+    labelled: np.ndarray,
+    heads: np.ndarray,
+) -> np.ndarray:
+    """[R, 15] which joints of the poses [R, 15, ...] are correct, given the people [P, 15, ...] of the frame."""
     distance = np.linalg.norm(xy[:, None] - true_xy, axis=-1) / heads[:, None]
     near = present[:, None] & labelled & (distance <= NEAR)
     share = near.sum(axis=-1) / np.maximum(labelled.sum(axis=-1), 1)  # [R, P]
@@ -145,7 +162,7 @@ def _right(xy, present, score, true_xy, labelled, heads) -> np.ndarray:
 
 
 class _Curve:
-    """Precision over recall of one joint (of VOC, at all points), quick for any weights of units."""
+    """The precision-recall curve of one joint (VOC, all points), fast for any weights of units."""
 
     def __init__(self, points: _Points | None, joint: int):
         mine = np.flatnonzero(points.joint == joint) if points else np.zeros(0, int)
@@ -174,7 +191,7 @@ def _regions(image: Mapping) -> list[np.ndarray]:
             np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], -1) for x, y in zip(xs, ys, strict=True)
         ]
         if any(region.ndim != 2 for region in regions):
-            raise ValueError("a region is no list of corners")
+            raise ValueError("a region is not a list of corners")
     except (TypeError, ValueError) as error:
         raise PosefixError(
             f"image {image['id']!r}: ignore_regions_x and ignore_regions_y must list the corners of the same polygons ({error})"
@@ -183,14 +200,14 @@ def _regions(image: Mapping) -> list[np.ndarray]:
 
 
 def inside(xy: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Which of [..., 2] points lie within a polygon of [n, 2] corners (even-odd), a point on its edge not."""
+    """Which [..., 2] points are inside a polygon of [n, 2] corners (even-odd rule); points on its edge are not."""
     if len(corners) < 3:
         return np.zeros(xy.shape[:-1], bool)
     x, y = xy[..., 0, None], xy[..., 1, None]
     (x0, y0), (x1, y1) = corners.T, np.roll(corners, -1, axis=0).T
     side = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)
     crosses = (y0 > y) != (y1 > y)
-    right_of = np.where(y1 > y0, side > 0, side < 0)  # the edge lies right of the point
+    right_of = np.where(y1 > y0, side > 0, side < 0)  # the edge is right of the point
     on_edge = (side == 0) & (np.minimum(x0, x1) <= x) & (x <= np.maximum(x0, x1))
     on_edge &= (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1))
     return ((crosses & right_of).sum(axis=-1) % 2 == 1) & ~on_edge.any(axis=-1)

@@ -1,4 +1,4 @@
-"""Which errors an estimator makes where, what they cost, and what its scores are worth: figures of matched poses."""
+"""The profile of an estimator from matched poses: its errors, what they cost, and what its scores are worth."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,26 @@ from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.types import KINDS, ErrorKind
 
 STATES = (*(kind.name.lower() for kind in KINDS), "absent")
-"""What a labelled joint of a matched person can be, indexed as `states_of` gives it."""
+"""The states of a labelled joint of a matched person; `states_of` gives the index."""
 ERRORS = STATES[1:]
 TOGETHER = 4
-"""Joints of one kind in one person from which they count as having come together."""
+"""Joints of one kind in one person from which they count as co-occurring."""
 MEDIUM_AREA, LARGE_AREA = 32**2, 96**2
-"""Pixels squared at which COCO's medium and large people begin (pycocotools)."""
+"""Areas at which COCO's medium and large people begin, pixels squared (pycocotools)."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The share of labelled joints of one `bin` of a division `by` that are of a `kind`; its 95 % interval by `clustered`."""
+    """The share of a kind among the labelled joints of one bin of a division, with its 95% interval (`clustered`).
+
+    Attributes:
+      by: the division: `total`, `group`, `joint`, ...
+      bin: name of the bin.
+      kind: one of `STATES`.
+      count, total: joints of the kind, and all labelled joints, in the bin.
+      share: count / total.
+      low, high: ends of the interval.
+    """
 
     by: str
     bin: str
@@ -36,13 +45,13 @@ class Share:
 
 
 def states_of(matched: Matched) -> np.ndarray:
-    """[M, K] index into `STATES`; -1 where the joint is not labelled."""
+    """[M, K] index into `STATES`; -1 if the joint is not labelled."""
     left_out = np.where(matched.labelled, len(KINDS), -1)
     return np.where(matched.kind == ErrorKind.ABSENT, left_out, matched.kind)
 
 
 def shares(matched: Matched, skeleton: Skeleton) -> list[Share]:
-    """How often each state occurs: in total, by joint, group, labelled joints, overlap and size; empty bins left out."""
+    """How often each state occurs: in total, by group, joint, number of labelled joints, overlap and size. No empty bins."""
     states = states_of(matched)
     found = []
     for by, name, where in _divisions(matched, skeleton):
@@ -56,7 +65,7 @@ def shares(matched: Matched, skeleton: Skeleton) -> list[Share]:
     return found
 
 
-def _divisions_of_joints(skeleton: Skeleton):
+def _divisions_of_joints(skeleton: Skeleton) -> Iterator[tuple[str, str, np.ndarray]]:
     """(division, bin, [1, K] mask): in total, by group and by joint."""
     groups = np.array(skeleton.groups)
     yield "total", "all", np.ones((1, len(groups)), bool)
@@ -66,7 +75,7 @@ def _divisions_of_joints(skeleton: Skeleton):
         yield "joint", name, (np.arange(len(groups)) == joint)[None]
 
 
-def _divisions(matched: Matched, skeleton: Skeleton):
+def _divisions(matched: Matched, skeleton: Skeleton) -> Iterator[tuple[str, str, np.ndarray]]:
     """(division, bin, [M, 1] or [1, K] mask)."""
     yield from _divisions_of_joints(skeleton)
     of_person = {
@@ -82,7 +91,7 @@ def _divisions(matched: Matched, skeleton: Skeleton):
 
 
 def together(matched: Matched) -> dict[str, Share]:
-    """Of the joints of an error kind, the share in people with `TOGETHER` or more of that kind."""
+    """By error kind: of the joints of that kind, the share in people with `TOGETHER` or more of them."""
     states = states_of(matched)
     found = {}
     for index, kind in enumerate(STATES[1:], start=1):
@@ -101,9 +110,14 @@ def with_joints(detections: Sequence[Pose], joints: np.ndarray) -> list[Pose]:
 
 
 def corrections(matched: Matched, poses: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Poses [R, K, 3] in which the joints of one error kind stand at their true place, all else as it was.
+    """Moves the joints of one error kind to their true place and leaves all others.
 
-    Yields (name, poses): each kind of `ERRORS`; `all errors`, those together; `every joint`, also the good ones.
+    Args:
+      matched: of these poses.
+      poses: [R, K, 3] image x, y, score.
+
+    Yields:
+      (name, corrected poses) for each kind of `ERRORS`; for `all errors` at once; and for `every joint`, the good ones too.
     """
     states = states_of(matched)
     wanted = {kind: states == index for index, kind in enumerate(STATES[1:], start=1)}
@@ -115,19 +129,19 @@ def corrections(matched: Matched, poses: np.ndarray) -> Iterator[tuple[str, np.n
 
 
 def true_scores(matched: Matched, count: int) -> np.ndarray:
-    """[count] the scores that an omniscient would give the rows: OKS with the matched person, 0 without one."""
+    """[count] the best possible scores of the rows: OKS with the matched person, 0 without one."""
     scores = np.zeros(count)
     scores[matched.row] = matched.oks
     return scores
 
 
 def calibration(matched: Matched, bins: int = 10) -> dict:
-    """Whether the scores of the matched detections say how good they are.
+    """How well the scores of the matched detections tell their quality.
 
     Returns:
-      `bins`: mean score, mean true OKS and count by score decile (equal scores in one bin); `error`: the expected
-      calibration error, the mean over detections of |mean score - mean OKS| of their bin, None where scores leave
-      0..1; `rank`: Spearman's rank correlation of score and OKS, None where one of them does not vary.
+      `bins`: mean score, mean OKS and count by score decile (equal scores share a bin). `error`: the expected calibration
+      error, the mean over detections of |mean score - mean OKS| of their bin; None if scores leave 0..1. `rank`:
+      Spearman's rank correlation of score and OKS; None if one of them is constant.
     """
     score, oks = matched.score, matched.oks
     if not len(score):
@@ -146,16 +160,20 @@ def calibration(matched: Matched, bins: int = 10) -> dict:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks, equal values at their mean rank."""
+    """Ranks; equal values get their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def transitions(before: Matched, after: Matched, labelled: np.ndarray) -> np.ndarray:
-    """[7, 7] labelled joints by state before and after, `STATES` and last: nobody matched with the person.
+    """Counts labelled joints by their state before (rows) and after (columns).
 
     Args:
-      labelled: [P, K] of all true people, in the order of `Matched.person`.
+      before, after: matches of the two files.
+      labelled: [P, K] of all true people, indexed by `Matched.person`.
+
+    Returns:
+      [7, 7]: `STATES`, and last, joints of a person without a match.
     """
     sides = []
     for matched in (before, after):
@@ -168,15 +186,18 @@ def transitions(before: Matched, after: Matched, labelled: np.ndarray) -> np.nda
 
 
 def oks_changes(before: Matched, after: Matched) -> np.ndarray:
-    """[C, 2] person and change of OKS (after - before) of the people whom both sides match."""
+    """[C, 2] person and change of OKS (after - before), for people matched before and after."""
     both, i, j = np.intersect1d(before.person, after.person, return_indices=True)
     return np.column_stack([both, after.oks[j] - before.oks[i]])
 
 
 def ks_changes(before: Matched, after: Matched, skeleton: Skeleton) -> list[dict]:
-    """Mean KS of labelled joints before and after, in people whom both sides match: in total, by group and by joint.
+    """Mean KS of labelled joints before and after, for people matched in both: in total, by group and by joint.
 
-    A joint that a side left out has KS 0. Each is `by`, `bin`, `joints` (how many), `before`, `after`.
+    An absent joint has KS 0.
+
+    Returns:
+      Rows of `by`, `bin`, `joints` (how many), `before`, `after`.
     """
     _, i, j = np.intersect1d(before.person, after.person, return_indices=True)
     labelled = before.labelled[i]

@@ -1,4 +1,4 @@
-"""What every metric takes and gives, and the interval of a difference between two results files."""
+"""The input and output of every metric, and the interval of a difference between two results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,12 @@ from posefix_jax.data.coco import Person
 
 
 class Truth(NamedTuple):
-    """What results are held against.
+    """What results are compared with.
 
-    `images` are the annotation file's own entries by id; `people` includes those that are ignored.
+    Attributes:
+      images: the annotation file's own entries, by id.
+      people: all annotated people, including those that are ignored.
+      skeleton: their joints.
     """
 
     images: Mapping
@@ -23,14 +26,14 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """The figures of one results file, and its main figure on any draw of photographs.
+    """The figures of one results file, and its main figure on any resampling of photographs.
 
     Attributes:
-      figures: by name, in the order of a table; -1 where nothing is annotated that it could count.
-      main: the name of the figure that `resampled` gives.
-      units: how many photographs (or sequences) there are to draw from; the same for every file against one truth.
-      unit: what they are, for a sentence: `photographs`, `sequences`, `frames`.
-      resampled: counts [units] -> the main figure where unit i is seen counts[i] times.
+      figures: by name, in the order of a table; -1 if nothing is annotated that it could count.
+      main: name of the figure that `resampled` returns.
+      units: how many photographs (or sequences) there are to draw from; equal for all files with the same truth.
+      unit: what they are, as a plural noun: `photographs`, `sequences`, `frames`.
+      resampled: from counts [units], the main figure if unit i occurs counts[i] times.
     """
 
     figures: dict[str, float]
@@ -41,9 +44,15 @@ class Scores:
 
 
 def bootstrap_difference(before: Scores, after: Scores, *, samples: int = 500, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the difference in the main figure (after - before) over draws of units with replacement.
+    """The 95% bootstrap interval of the change of the main figure (after - before), over units drawn with replacement.
 
-    Both sides see the same draws.
+    Args:
+      before, after: scores against the same truth; both see the same draws.
+      samples: how many draws.
+      seed: of the draws.
+
+    Returns:
+      The ends of the interval.
     """
     rng = np.random.default_rng(seed)
     draws = rng.integers(0, before.units, (samples, before.units))
@@ -54,6 +63,6 @@ def bootstrap_difference(before: Scores, after: Scores, *, samples: int = 500, s
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """The mean of those that are numbers; -1, as pycocotools says it, where none is."""
+    """The mean of the values that are not NaN; -1 if there is none, as in pycocotools."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else -1.0

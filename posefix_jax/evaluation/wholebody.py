@@ -1,4 +1,4 @@
-"""COCO-WholeBody's keypoint figures: of all 133 joints, and of body, feet, face and hands apart."""
+"""COCO-WholeBody's keypoint figures: of all 133 joints, and of body, feet, face and hands separately."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,15 +10,22 @@ from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.scores import Scores, Truth
 
 PARTS = dict(zip(WHOLEBODY_KEYS, ("body", "feet", "face", "left hand", "right hand"), strict=True))
-"""What a list of an entry is called in the table."""
+"""Name in the table of each list of an annotation."""
 
 
 def whole_body_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
-    """The ten COCO keypoint figures of the whole, and AP and AR of each part, as the data set's own evaluation has them.
+    """The ten COCO keypoint figures of all joints, and AP and AR of each part, as in the data set's own evaluation.
 
-    Of a part, a person without a labelled joint is ignored, and a row whose third values are all 0 is left out. A row's
-    score is its `foot_score`, `face_score`, `lefthand_score`, `righthand_score`, of the whole `wholebody_score`, where it
-    has them, else its `score`.
+    For a part, a person without a labelled joint is ignored, and a row whose third values are all 0 is left out. A row's
+    score is its `foot_score`, `face_score`, `lefthand_score` or `righthand_score` for a part, its `wholebody_score` for all
+    joints, and its `score` if it has no such field.
+
+    Args:
+      truth: people with 133 joints, image pixels.
+      poses: poses of the truth's photographs and joints, image pixels.
+
+    Returns:
+      Scores whose main figure is AP of all joints; units are photographs.
     """
     whole = [pose._replace(score=pose.extras.get("wholebody_score", pose.score)) for pose in poses]
     scores = keypoint_scores(truth_of(truth.images, truth.people, truth.skeleton), whole, truth.skeleton)

@@ -10,6 +10,9 @@ from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.files import whole_file
 from posefix_jax.types import ErrorKind, PosefixError
 
+Color = tuple[int, int, int]
+"""RGB, 0 to 255."""
+
 GREEN, RED, WHITE = (60, 200, 80), (235, 70, 60), (255, 255, 255)
 KIND_COLORS = {
     ErrorKind.GOOD: (60, 200, 80),
@@ -26,11 +29,20 @@ def draw_pose(
     image_xy: np.ndarray,
     present: np.ndarray,
     skeleton: Skeleton,
-    color=GREEN,
+    color: Color = GREEN,
     *,
     kinds: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A copy of an RGB image with limbs and joints; joints in the color of their error kind if given."""
+    """A copy of an image with a pose drawn over it.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      image_xy: [K, 2] pixels.
+      present: [K] which joints to draw; limbs need both ends.
+      skeleton: of the K joints.
+      color: of limbs, and of joints without `kinds`.
+      kinds: [K] `ErrorKind` of each joint, drawn in its own color.
+    """
     image = np.ascontiguousarray(image).copy()
     size = max(1, round(min(image.shape[:2]) / 160))
     points = [tuple(int(round(float(v) * 8)) for v in xy) for xy in np.nan_to_num(image_xy)]
@@ -45,7 +57,7 @@ def draw_pose(
 
 
 def kind_legend() -> np.ndarray:
-    """Which color is which error kind; grey is a joint whose kind is not known."""
+    """A legend of the colors of error kinds; gray joints are of unknown kind."""
     bar = np.full((22, 78 * len(ErrorKind), 3), 255, np.uint8)
     for i, kind in enumerate(ErrorKind):
         cv2.circle(bar, (10 + i * 78, 11), 5, KIND_COLORS[kind], -1, cv2.LINE_AA)
@@ -55,7 +67,7 @@ def kind_legend() -> np.ndarray:
 
 
 def side_by_side(images: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
-    """Images of one height in a row, each under its caption."""
+    """Images of equal height in a row, each below its caption."""
     tiles = []
     for image, caption in zip(images, captions, strict=True):
         bar = np.full((26, image.shape[1], 3), 255, np.uint8)
@@ -66,7 +78,7 @@ def side_by_side(images: Sequence[np.ndarray], captions: Sequence[str]) -> np.nd
 
 
 def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows stacked, padded to the widest with white."""
+    """Rows below each other, padded with white to the widest."""
     width = max(row.shape[1] for row in rows)
     return np.concatenate(
         [np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
@@ -74,10 +86,10 @@ def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:
-    """Writes an RGB image whole, in the format of the name's ending.
+    """Writes an RGB image as a whole, in the format that the name's suffix says.
 
     Raises:
-      PosefixError: it cannot be written, or OpenCV knows no such format.
+      PosefixError: OpenCV does not know the format.
     """
     try:
         data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]

@@ -1,4 +1,4 @@
-"""Other people's weights in, ours out."""
+"""Reads other people's weights."""
 
 from posefix_jax.weights.backbone import import_backbone, with_backbone
 from posefix_jax.weights.movenet import import_movenet

@@ -1,8 +1,8 @@
-"""ImageNet weights of a backbone, from a torchvision or timm state dict."""
+"""Reads ImageNet weights of a backbone from a torchvision or timm state dict."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +17,17 @@ from posefix_jax.types import PosefixError
 Arrays = dict[str, np.ndarray]
 
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-"""torch's name of a batch norm's array, and ours"""
+"""torch's name of a batch norm's array: ours"""
 
 
 def read_state_dict(path: Path) -> Arrays:
-    """The arrays of a `.safetensors` file, or of a torch file (`.pth`, `.pt`), which needs torch.
+    """Reads the arrays of a `.safetensors` file, or of a torch file (`.pth`, `.pt`), which needs torch.
+
+    Returns:
+      Arrays by name, with torch's axes.
 
     Raises:
-      PosefixError: no such file, the reading package is not installed, or the file is not a state dict.
+      PosefixError: there is no such file, the package that reads it is not installed, or it is not a state dict.
     """
     if not path.is_file():
         raise PosefixError(f"{path}: no such weights file")
@@ -45,9 +48,16 @@ def read_state_dict(path: Path) -> Arrays:
 
 
 def import_backbone(path: Path, out: Path) -> str:
-    """Writes the weights of a ResNet or MobileNetV2 state dict as an `.npz` file that `--init` takes.
+    """Writes the weights of a ResNet or MobileNetV2 state dict as an `.npz` file for `posefix train --init`.
 
-    Which network it is, is found from its names and shapes. Returns a line that says what was read and what left.
+    The names and shapes of the arrays tell which network it is.
+
+    Args:
+      path: the state dict, see `read_state_dict`.
+      out: the `.npz` file to write.
+
+    Returns:
+      Lines for the terminal: what was written, and which arrays were not used.
 
     Raises:
       PosefixError: the file cannot be read, holds another network, or lacks arrays.
@@ -74,21 +84,35 @@ def import_backbone(path: Path, out: Path) -> str:
 
 
 def save_backbone(out: Path, backbone: str, source: Path, arrays: Arrays, left: list[str]) -> str:
-    """Writes what `load_backbone` reads; keys are `params/...` and `batch_stats/...`, `left` what was not taken."""
+    """Writes the file that `load_backbone` reads.
+
+    Args:
+      out: the `.npz` file to write.
+      backbone: name of the network, as `ModelConfig.backbone`.
+      source: the file that the weights came from; its name is stored.
+      arrays: by `params/...` or `batch_stats/...` and the path of the layer.
+      left: names of the source's arrays that were not used.
+
+    Returns:
+      Lines for the terminal.
+    """
     with whole_file(out) as file:
         about = np.asarray(json.dumps({"backbone": backbone, "source": source.name}))
         np.savez(file, **cast(dict[str, Any], arrays | {"backbone": about}))
     total = sum(array.size for key, array in arrays.items() if key.startswith("params/"))
     return f"{backbone}, {total / 1e6:.1f} M weights, to {out}; train with --init {out}" + (
-        f"\nnot of the network, left out: {', '.join(left)}" if left else ""
+        f"\nnot part of the network, left out: {', '.join(left)}" if left else ""
     )
 
 
 def load_backbone(path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Name, params and batch statistics that `import_backbone` wrote; the stem has three channels.
+    """Reads what `save_backbone` wrote.
+
+    Returns:
+      The network's name, its params and its batch statistics, as trees of arrays; the stem has three input channels.
 
     Raises:
-      PosefixError: not such a file.
+      PosefixError: it is not such a file.
     """
     try:
         with np.load(path) as file:
@@ -107,12 +131,20 @@ def load_backbone(path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 
 def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[str, Any]:
-    """A refiner's fresh variables with the imported backbone in place, and the head where the file has one.
+    """Puts an imported backbone into a refiner's fresh variables, and the head if the file has one.
 
-    The stem's pose channels stay as they are, and so do the layers by which the pose enters a movenet.
+    The stem's pose channels keep their fresh weights, and so do the layers through which the pose enters a movenet.
+
+    Args:
+      variables: `params` and `batch_stats` of the refiner's network.
+      path: the file that `import_backbone` or `import_movenet` wrote.
+      backbone: the network that the config trains.
+
+    Returns:
+      The variables with the file's weights in place.
 
     Raises:
-      PosefixError: it is another network, or shapes differ (all are listed).
+      PosefixError: the file holds another network, or shapes differ (all are listed).
     """
     name, params, batch_stats = load_backbone(path)
     if name != backbone:
@@ -124,7 +156,7 @@ def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[
         stem[:, :, : image.shape[2]] = image
         params["stem"]["kernel"] = stem
 
-    def replace(old, new, place):
+    def replace(old: Any, new: Any, place: str) -> Any:
         if isinstance(old, dict):
             fresh = set(POSE_LAYERS) - set(new)
             return {
@@ -151,17 +183,17 @@ def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[
 
 
 def _kernel(array: np.ndarray) -> np.ndarray:
-    """OIHW to HWIO; a depthwise kernel [C, 1, 3, 3] to [3, 3, C]."""
+    """A kernel OIHW as HWIO; a depthwise kernel [C, 1, 3, 3] as [3, 3, C]."""
     kernel = np.asarray(array, np.float32).transpose(2, 3, 1, 0)
     return kernel[:, :, 0] if kernel.shape[2] == 1 else kernel
 
 
 Pair = tuple[tuple[str, str], tuple[str, str]]
-"""(our convolution and its norm), (theirs)"""
+"""(our convolution, its norm), (their convolution, its norm)"""
 
 
 def _recognise(path: Path, arrays: Arrays) -> tuple[str, list[Pair]]:
-    """The network that the names tell, and where its arrays go."""
+    """Which network the names belong to, and where its arrays go."""
     if "layer1.0.conv1.weight" in arrays:
         units = tuple(len({m[1] for m in _matches(rf"layer{s}\.(\d+)\.", arrays)}) for s in range(1, 5))
         kind = ("layer1.0.conv3.weight" in arrays, units)
@@ -177,7 +209,7 @@ def _recognise(path: Path, arrays: Arrays) -> tuple[str, list[Pair]]:
     )
 
 
-def _matches(pattern: str, names) -> Iterator[re.Match]:
+def _matches(pattern: str, names: Iterable[str]) -> Iterator[re.Match]:
     return (match for match in (re.match(pattern, name) for name in names) if match)
 
 
@@ -195,8 +227,8 @@ def _resnet_pairs(bottleneck: bool, units: tuple[int, ...]) -> Iterator[Pair]:
                 )
 
 
-# How three code bases name the convolutions of a unit and their norms: the unit, stem, expand-depthwise-project,
-# and depthwise-project where nothing is expanded.
+# How three code bases name convolutions and their norms: the prefix of a unit, the stem, the expand, depthwise and project
+# convolutions of a unit, and the last two of a unit that does not expand.
 _TORCHVISION = (
     "features.{index}.conv.", ("features.0.0", "features.0.1"),
     (("0.0", "0.1"), ("1.0", "1.1"), ("2", "3")), (("0.0", "0.1"), ("1", "2")),
@@ -211,7 +243,7 @@ _TIMM = (
 )  # fmt: skip
 
 
-def _mobilenet_pairs(scheme) -> Iterator[Pair]:
+def _mobilenet_pairs(scheme: tuple[str, tuple[str, str], Any, Any]) -> Iterator[Pair]:
     prefix, stem, expanded, plain = scheme
     yield ("stem", "stem_norm"), stem
     index = 0

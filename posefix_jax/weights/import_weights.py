@@ -1,4 +1,4 @@
-"""`posefix import`: other people's weights in."""
+"""`posefix import`: reads other people's weights."""
 
 import re
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from posefix_jax.weights import import_backbone, import_movenet, import_tf_relea
 
 @dataclass(frozen=True)
 class TfReleaseOptions:
-    """The authors' released checkpoint (TensorFlow) as a refiner with their conventions. Needs no TensorFlow."""
+    """Imports the authors' released TensorFlow checkpoint as a refiner with their conventions. Needs no TensorFlow."""
 
     weights: Path
-    """checkpoint prefix, such as snapshot_140.ckpt (beside it lie .index and .data-00000-of-00001)"""
+    """prefix of the checkpoint, such as snapshot_140.ckpt (of .ckpt.index and .ckpt.data-00000-of-00001)"""
     out: Path
-    """folder to write, for --checkpoint; must not exist"""
+    """folder to write, for --checkpoint; must not exist yet"""
     backbone: str = "resnet152"
     """resnet50, resnet101 or resnet152"""
     input: str = "384x288"
@@ -31,10 +31,13 @@ class TfReleaseOptions:
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """Weights for --init of `posefix train`: ImageNet's of a ResNet or MobileNetV2, or MoveNet's. The pose starts fresh."""
+    """Imports weights to start training from (--init): ImageNet's of a ResNet or MobileNetV2, or MoveNet's.
+
+    The layers that read the input pose start with fresh weights.
+    """
 
     weights: Path
-    """torchvision or timm state dict: .safetensors, or .pth where torch is installed; MoveNet's TensorFlow.js model.json"""
+    """state dict of torchvision or timm (.safetensors, or .pth if torch is installed), or MoveNet's TensorFlow.js model.json"""
     out: Path
     """.npz file to write"""
 
@@ -48,10 +51,13 @@ SOURCES = {
 
 
 def import_weights(options: TfReleaseOptions | BackboneOptions) -> str:
-    """Returns lines for the terminal.
+    """Runs `posefix import`.
+
+    Returns:
+      Lines for the terminal.
 
     Raises:
-      PosefixError: the weights cannot be read or do not fit, or there is no place to write them.
+      PosefixError: the weights cannot be read or do not fit, or the output cannot be written.
     """
     if isinstance(options, BackboneOptions):
         if options.out.suffix != ".npz":

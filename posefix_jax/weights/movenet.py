@@ -1,4 +1,7 @@
-"""MoveNet's published weights (TensorFlow.js graph models, batch normalisation folded in) as a network to train from."""
+"""Reads MoveNet's published weights (TensorFlow.js graph models with folded batch norms) as a network to train from.
+
+The reader is written out here because TensorFlow.js's own converter installs all of TensorFlow.
+"""
 
 import json
 from pathlib import Path
@@ -11,16 +14,22 @@ from posefix_jax.weights.backbone import Arrays, save_backbone
 
 _PREFIXES = ("StatefulPartitionedCall/", "center_net_mobile_net_v2fpn_feature_extractor/", "model_1/", "model/")
 _FOLDED = {"stem": "Conv1/Conv2D", "last": "Conv_1/Conv2D"}
-"""convolutions whose norm the file holds folded: ours, theirs; the units' and the pyramid's are added below"""
+"""convolutions with a folded norm, our name: theirs; those of the units and the pyramid are added below"""
 _PLAIN = {"top": "conv2d", "lateral1": "conv2d_1", "lateral2": "conv2d_2", "lateral3": "conv2d_3"}
-"""1x1 convolutions with a bias"""
+"""1x1 convolutions with a bias, our name: theirs"""
 
 
 def read_graph_model(path: Path) -> Arrays:
-    """The named arrays of a TensorFlow.js graph model: its `.json`, the `.bin` files beside it.
+    """Reads the arrays of a TensorFlow.js graph model.
+
+    Args:
+      path: its `.json` file; the `.bin` files are beside it.
+
+    Returns:
+      Arrays by name, without the prefixes that all names share.
 
     Raises:
-      PosefixError: no such file, or it is not such a model, or one of its files is missing or short.
+      PosefixError: there is no such file, it is not such a model, or one of its files is missing or too short.
     """
     if not path.is_file():
         raise PosefixError(f"{path}: no such weights file")
@@ -42,10 +51,17 @@ def read_graph_model(path: Path) -> Arrays:
 
 
 def import_movenet(path: Path, out: Path) -> str:
-    """Writes Lightning's or Thunder's trunk, pyramid and heatmap head as an `.npz` file that `--init` takes.
+    """Writes Lightning's or Thunder's trunk, pyramid and heatmap head as an `.npz` file for `posefix train --init`.
 
-    Each folded convolution is written as kernels of He's size and a norm of their scale, so that an optimiser sees
-    weights of one size (the file's own span 0.5 to 230). Returns a line that says what was read and what left.
+    Each folded convolution becomes a kernel with He's variance and a norm with the remaining scale, so that the optimizer
+    sees weights of similar size (the file's own range from 0.5 to 230).
+
+    Args:
+      path: the TensorFlow.js `model.json`.
+      out: the `.npz` file to write.
+
+    Returns:
+      Lines for the terminal: what was written, and which parts were not used.
 
     Raises:
       PosefixError: the file cannot be read, or lacks arrays.
@@ -57,7 +73,7 @@ def import_movenet(path: Path, out: Path) -> str:
     def take(name: str) -> np.ndarray:
         if name not in arrays:
             raise PosefixError(
-                f"{path}: a MoveNet (tfhub.dev/google/movenet/singlepose) has {name!r}, this file has not"
+                f"{path}: a MoveNet (tfhub.dev/google/movenet/singlepose) has {name!r}, but this file does not"
             )
         used.add(name)
         return np.asarray(arrays[name], np.float32)

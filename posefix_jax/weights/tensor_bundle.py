@@ -1,7 +1,8 @@
 """Reads TensorFlow's checkpoint format (a "tensor bundle") without TensorFlow.
 
-`PREFIX.index` is a LevelDB table of names and entries, `PREFIX.data-NNNNN-of-MMMMM` the raw arrays; see
-tensorflow/core/util/tensor_bundle and protobuf/tensor_bundle.proto.
+`PREFIX.index` is a LevelDB table of names and entries, `PREFIX.data-NNNNN-of-MMMMM` holds the raw arrays; see
+tensorflow/core/util/tensor_bundle and protobuf/tensor_bundle.proto. It is written out here because
+otherwise only TensorFlow reads the format, which is much to install for one command.
 """
 
 import struct
@@ -18,10 +19,17 @@ _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 10: "?", 19: "<f2"}
 
 
 def read_bundle(prefix: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
-    """The arrays whose name is `wanted`, by name. Only their bytes are read; checksums are not checked.
+    """Reads the arrays of a checkpoint. Only the bytes of wanted arrays are read; checksums are not verified.
+
+    Args:
+      prefix: the checkpoint's prefix, such as `snapshot_140.ckpt`.
+      wanted: whether to read the array of this name; by default all are read.
+
+    Returns:
+      Arrays by name.
 
     Raises:
-      PosefixError: a file is missing, cut short, compressed, or not of this format.
+      PosefixError: a file is missing, truncated, compressed, or not of this format.
     """
     index = Path(f"{prefix}.index")
     if not index.is_file():
@@ -39,13 +47,13 @@ def read_bundle(prefix: str | Path, wanted: Callable[[str], bool] = lambda name:
                 arrays[name] = _array(prefix, name, _message(value), shards)
         return arrays
     except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
-        raise PosefixError(f"{index}: not a TensorFlow checkpoint index, or cut short ({error!r})") from error
+        raise PosefixError(f"{index}: not a TensorFlow checkpoint index, or truncated ({error!r})") from error
 
 
 def _array(prefix: str | Path, name: str, entry: dict, shards: int) -> np.ndarray:
     dtype = _DTYPES.get(entry.get(1, [0])[0])
     if dtype is None or 7 in entry:
-        raise PosefixError(f"{prefix}: {name} has a type or is split in a way that is not supported")
+        raise PosefixError(f"{prefix}: {name} has a type, or is split in a way, that is not supported")
     dims = [_message(dim).get(1, [0])[0] for dim in _message(entry.get(2, [b""])[0]).get(2, [])]
     shard, offset, size = (entry.get(field, [0])[0] for field in (3, 4, 5))
     path = Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}")
@@ -60,7 +68,7 @@ def _array(prefix: str | Path, name: str, entry: dict, shards: int) -> np.ndarra
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-length integer, and where it ends."""
+    """A variable-length integer, and the position after it."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -72,7 +80,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _table(data: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a LevelDB table."""
+    """The keys and values of a LevelDB table."""
     if len(data) < 48 or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise PosefixError(f"{path}: not a TensorFlow checkpoint index")
     at = len(data) - 48
@@ -87,7 +95,7 @@ def _table(data: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(data: bytes, offset: int, size: int, path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Entries of one block, whose keys share prefixes with the key before."""
+    """The entries of one block. Each key is stored without the prefix that it shares with the key before it."""
     if data[offset + size]:
         raise PosefixError(f"{path}: compressed, which is not supported")
     restarts = struct.unpack("<I", data[offset + size - 4 : offset + size])[0]
@@ -102,7 +110,7 @@ def _block(data: bytes, offset: int, size: int, path: Path) -> Iterator[tuple[by
 
 
 def _message(data: bytes) -> dict[int, list]:
-    """The fields of a protocol buffer: integers as such, the rest as bytes."""
+    """The fields of a protocol buffer by number: integers, or bytes."""
     fields: dict[int, list] = {}
     at = 0
     while at < len(data):

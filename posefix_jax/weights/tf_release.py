@@ -1,4 +1,4 @@
-"""The authors' released weights (TensorFlow) as a refiner of ours that computes what theirs computes."""
+"""Imports the authors' released TensorFlow weights as a refiner that computes what their code computes."""
 
 from pathlib import Path
 
@@ -10,24 +10,34 @@ from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 from posefix_jax.weights.tensor_bundle import read_bundle
 
-# main/config.py of the released code; REFERENCE numbers in docs/fidelity.md.
+# From main/config.py of the released code; docs/fidelity.md compares all choices.
 POSE_SIGMA = {(256, 192): 7.0, (384, 288): 9.0}
 POSE_AMPLITUDE = 255.0
 IMAGE_MEAN_BGR = (123.68, 116.78, 103.94)
-"""the R, G, B means of ImageNet, which the released code subtracts from B, G, R"""
+"""ImageNet's R, G, B means, which the released code subtracts from B, G, R"""
 NORM_EPSILON = 1.001e-5
-"""written 1e-9 there, which TensorFlow 1 raises to this"""
+"""The code says 1e-9, which TensorFlow 1 raises to this."""
 
 
 def import_tf_release(
     prefix: Path, backbone: str, crop_hw: tuple[int, int], skeleton: Skeleton
 ) -> tuple[dict, RefinerSpec]:
-    """Variables and spec of a released checkpoint, `PREFIX.index` and `PREFIX.data-*`.
+    """Reads a released checkpoint, `PREFIX.index` and `PREFIX.data-*`.
 
-    The network's image stays R, G, B: the stem's kernel and the means are reversed instead, which is the same.
+    The network's input stays R, G, B: the stem's kernel and the means are reversed instead, which is equivalent.
+
+    Args:
+      prefix: the checkpoint's prefix.
+      backbone: a ResNet of `STAGES`, such as `resnet152`.
+      crop_hw: height and width of the input, (256, 192) or (384, 288).
+      skeleton: the joints of the checkpoint, in its order.
+
+    Returns:
+      The variables of `spec.network()`, and the spec.
 
     Raises:
-      PosefixError: not a checkpoint, or one of another network or skeleton (what is missing, what has which shape).
+      PosefixError: not a checkpoint, or one of another network or skeleton; the message says what is missing or which
+        shapes differ.
     """
     if backbone not in STAGES:
         raise PosefixError(f"the released code has the backbones {', '.join(STAGES)}; found {backbone!r}")
@@ -41,7 +51,13 @@ def import_tf_release(
 
 
 def reference_spec(backbone: str, crop_hw: tuple[int, int], skeleton: Skeleton) -> RefinerSpec:
-    """The released code's conventions as a spec: frame, means, Gaussians, batch norm, soft-argmax."""
+    """The released code's conventions as a spec: frame, means, Gaussians, batch norm, soft-argmax.
+
+    Args:
+      backbone: a ResNet of `STAGES`.
+      crop_hw: height and width of the input, a key of `POSE_SIGMA`.
+      skeleton: the joints.
+    """
     model = ModelConfig(
         backbone=backbone,
         crop_hw=crop_hw,
@@ -57,10 +73,18 @@ def reference_spec(backbone: str, crop_hw: tuple[int, int], skeleton: Skeleton) 
 
 
 def variables_from_tf(arrays: dict[str, np.ndarray], spec: RefinerSpec, source: str | Path) -> dict:
-    """Variables of `spec.network()` from the released code's, by its names.
+    """Renames the released code's variables to those of `spec.network()`.
+
+    Args:
+      arrays: the checkpoint's arrays by name.
+      spec: of the network to fill, see `reference_spec`.
+      source: named in messages.
+
+    Returns:
+      `params` and `batch_stats`.
 
     Raises:
-      PosefixError: arrays are missing or have other shapes; says which, and how many.
+      PosefixError: arrays are missing or have other shapes; the message says which, and how many.
     """
     missing, wrong = [], []
 
@@ -119,7 +143,7 @@ def variables_from_tf(arrays: dict[str, np.ndarray], spec: RefinerSpec, source: 
                 conv(ours, f"conv{i}", f"norm{i}", f"{theirs}/conv{i}", shape)
             channels = out
     for i in range(1, 4):
-        # Stored as the kernel of the convolution whose gradient it is: [kh, kw, out, in], turned by 180 degrees.
+        # Stored as the kernel of the convolution whose gradient it is: [kh, kw, out, in], rotated by 180 degrees.
         kernel = take(f"up{i}/weights", (4, 4, model.head_channels, channels))
         params[f"up{i}"] = {"kernel": np.ascontiguousarray(kernel[::-1, ::-1].transpose(0, 1, 3, 2))}
         norm((f"up{i}_norm",), f"up{i}/BatchNorm", model.head_channels)

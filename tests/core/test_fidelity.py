@@ -323,6 +323,7 @@ def ks_excess(ours, theirs, level: float) -> float:
     return float(np.abs(below[0] - below[1]).max() / critical)
 
 
+@pytest.mark.slow
 def test_places_of_every_kind(sampled):
     """Distances drawn alike (Kolmogorov-Smirnov, 99.9 % over some 1,000 comparisons), but for the released faults.
 

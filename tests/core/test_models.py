@@ -134,6 +134,7 @@ def test_max_pool_is_a_windowed_maximum(size):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.slow
 def test_every_backbone_has_the_known_size(backbone):
     """Weights of the backbone alone, without the classifier: torchvision's figures, stem of 3 channels."""
     known = {
@@ -263,6 +264,7 @@ def test_forms_of_the_input_pose(small_crops):
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "movenet"])
+@pytest.mark.slow
 def test_precision_is_a_field_of_the_model(small_crops, backbone):
     """On any backend; `auto` is float32 on a CPU. Weights and logits stay float32."""
     model = ModelConfig(backbone, width=4, head_channels=4, crop_hw=(32, 32))

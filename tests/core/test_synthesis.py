@@ -150,6 +150,7 @@ def person(case: dict) -> Person:
 
 
 @pytest.mark.parametrize("name", MADE)
+@pytest.mark.slow
 def test_every_variant_keeps_the_contract(name):
     """Finite; nothing where absent; kinds as they are; pure; nothing of an unlabelled joint; 1 device as 8, jit as eager."""
     case = recorded("b_9valid_2near")

@@ -378,6 +378,7 @@ def test_every_skeleton_is_what_it_says():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_swells_is_refused(tmp_path):
     """A few kB that unpack to gigabytes of nothing, a line or an element without end: one line, in little memory."""
     cases = {

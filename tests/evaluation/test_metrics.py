@@ -289,7 +289,7 @@ def test_one_clear_line(score, tmp_path):
         score(CROWDPOSE, [1], [one_joint(1)], [row(1, pose(CROWDPOSE), 0.9)])
     with pytest.raises(PosefixError, match="skeleton crowdpose has no right_ankle|has no head_bottom, nose"):
         score(CROWDPOSE, [1], [one_joint(1)], [row(1, pose(CROWDPOSE), 0.9)], metric="posetrack")
-    with pytest.raises(PosefixError, match="skeleton posetrack has no neck, which PCKh is of"):
+    with pytest.raises(PosefixError, match="skeleton posetrack has no neck, which PCKh needs"):
         score(POSETRACK, [1], [person(1, pose(POSETRACK))], rows, metric="pckh")
     with pytest.raises(PosefixError, match="face_kpts must be 204 numbers"):
         score(COCO, [1], [{**person(1, pose(WHOLEBODY)), **whole_body(pose(WHOLEBODY)), "face_kpts": [1]}], rows)

@@ -416,6 +416,7 @@ def test_few_people_do_not_wait_for_a_batch(identity, people_count):
     np.testing.assert_allclose(refiner.refine(image, poses).poses, poses, atol=0.01)
 
 
+@pytest.mark.slow
 def test_checkpoint_round_trip(tiny_spec, job, tmp_path):
     """Saved, loaded by the job, equal to the network that was saved, to 16 bits."""
     h, w = tiny_spec.model.crop_hw
@@ -453,6 +454,7 @@ def test_killed_job_leaves_no_half_file(people, tmp_path):
 
 
 @pytest.mark.parametrize("part", range(4))
+@pytest.mark.slow
 def test_damaged_files_end_in_valid_output_or_one_line(part, identity, people, tmp_path):
     """500 of them (10,000 in benchmarks/fuzz.py); never another exception, a lost row, a half file."""
     good = detections_of(people[0])[:4]

@@ -311,7 +311,9 @@ def test_a_movenet_starts_as_the_estimator_it_was(tmp_path):
         with_backbone(heads, tmp_path / "ours.npz", "movenet")
     del arrays["kpt_heatmap_0/conv2d_5/BiasAdd/ReadVariableOp"]
     write_graph_model(tmp_path / "model.json", arrays)
-    with pytest.raises(PosefixError, match="has 'kpt_heatmap_0/conv2d_5/BiasAdd/ReadVariableOp', this file has not"):
+    with pytest.raises(
+        PosefixError, match="has 'kpt_heatmap_0/conv2d_5/BiasAdd/ReadVariableOp', but this file does not"
+    ):
         import_movenet(tmp_path / "model.json", tmp_path / "ours.npz")
     (tmp_path / "b.bin").write_bytes(b"")
     with pytest.raises(PosefixError, match="model.json: not a TensorFlow.js graph model"):
