@@ -98,7 +98,7 @@ __version__ = "0.1.0"
 sys.meta_path.insert(0, MovedModules())
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

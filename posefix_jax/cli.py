@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from posefix_jax.types import PosefixError, nearest_names
 
@@ -33,12 +34,12 @@ class Job:
     parse: Callable[[list[str]], object] | None = None
 
 
-def _load(place: str):
+def _load(place: str) -> Any:
     module, name = place.split(":")
     return getattr(import_module(f"posefix_jax.{module}"), name)
 
 
-def _parse(options, rest: list[str], job: str, positional: str = "", **more):
+def _parse(options: Any, rest: list[str], job: str, positional: str = "", **more: Any) -> Any:
     import tyro
 
     if positional and rest and not rest[0].startswith("-"):
@@ -46,7 +47,7 @@ def _parse(options, rest: list[str], job: str, positional: str = "", **more):
     return tyro.cli(options, args=rest, prog=f"posefix {job}", **more)
 
 
-def _train(rest: list[str]):
+def _train(rest: list[str]) -> object:
     config, load_preset = (_load(f"training.config:{name}") for name in ("Config", "load_preset"))
     if not rest or rest[0].startswith("-"):
         if rest and rest[0] in ("-h", "--help"):
@@ -55,7 +56,7 @@ def _train(rest: list[str]):
     return _parse(config, rest[1:], f"train {rest[0]}", default=load_preset(rest[0]))
 
 
-def _import(rest: list[str]):
+def _import(rest: list[str]) -> object:
     sources = _load("weights.import_weights:SOURCES")
     usage = f"posefix import {'|'.join(sources)} FILE --out ... (--help after a source lists its options)"
     if rest and rest[0] in ("-h", "--help"):
@@ -67,7 +68,7 @@ def _import(rest: list[str]):
     return _parse(sources[rest[0]], rest[1:], f"import {rest[0]}", "weights")
 
 
-def _summary(result, options) -> str:
+def _summary(result: dict, options: Any) -> str:
     return _load("refining.refine_files:summary_of")(result, options.out)
 
 

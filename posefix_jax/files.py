@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from posefix_jax.types import PosefixError
 
@@ -16,7 +16,7 @@ MARK = ".posefix"
 """File that marks a folder as made by a command of this package: JSON with `made_by` and `digest`."""
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """Raises PosefixError with the byte at fault when the file is missing or not JSON."""
     try:
         text = Path(path).read_bytes()
@@ -78,7 +78,7 @@ def whole_file(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
         raise PosefixError(f"{path}: cannot write ({error.strerror or error})") from error
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: object) -> None:
     """Writes the file whole, or not at all. Raises PosefixError if it cannot be written."""
     with whole_file(Path(path)) as file:
         file.write(json.dumps(content).encode())

@@ -4,6 +4,8 @@ import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 MOVED = {
     "augment": "core.augment",
@@ -23,14 +25,14 @@ MOVED = {
 class MovedModules(MetaPathFinder, Loader):
     """An import hook: `import posefix_jax.OLD` gives the module `posefix_jax.NEW` itself, as for its submodules."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if _now(fullname) else None
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None
 
-    def exec_module(self, module):
-        sys.modules[module.__name__] = import_module(_now(module.__name__))
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = import_module(_now(module.__name__) or "")
 
 
 def _now(fullname: str) -> str | None:

@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 
 class PosefixError(Exception):
@@ -56,7 +57,7 @@ def function_in_file(path: Path, name: str) -> Callable:
         raise PosefixError(f"{path}: no such file; expected a Python file that defines {name}()")
 
     def told(function: Callable) -> Callable:
-        def call(*arguments):
+        def call(*arguments: object) -> Any:
             try:
                 return function(*arguments)
             except PosefixError:

@@ -22,7 +22,11 @@ from posefix_jax.core.geometry import crop_to_heat
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import STRIDE, ModelConfig, RefinerSpec
 
-# One compile a program for the whole session, however many runs a test makes of it.
+# Arrays of different rank are combined by mistake more often than on purpose. Dtypes are strict in a test of their own
+# (test_train.py), because optax promotes them.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Each program is compiled once per session, however often tests run it.
 COMPILED = {
     "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="posefix-test-cache-"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",

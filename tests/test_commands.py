@@ -1,4 +1,4 @@
-"""Every command that README and docs name, as it stands there, with the shipped refiner."""
+"""Every command that README and docs name, as it stands there, with the packaged refiner."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def commands_of(page: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with what the pages' commands name: photographs of noise, people in them, and the shipped refiner."""
+    """A folder with what the pages' commands name: photographs of noise, people in them, and the packaged refiner."""
     folder = tmp_path_factory.mktemp("place")
     truth, images = make_people(folder / "made")
     for name in ("photographs", "train2017"):
@@ -82,7 +82,7 @@ def test_every_job_is_documented_and_run():
     assert shown | {"merge", "convert", "export", "demo"} == {name.split()[0] for name in JOBS}
 
 
-def test_shards_of_the_shipped_refiner_and_other_formats(place, monkeypatch, tmp_path):
+def test_shards_of_the_packaged_refiner_and_other_formats(place, monkeypatch, tmp_path):
     """`--shard` and `merge`, `convert`, as README has them in its text; one file in the end, the same as undivided."""
     monkeypatch.chdir(place)
     arguments = ["refine", "d.json", "--images", "photographs", "--part-rows", "2", "--batch-size", "8"]

@@ -130,7 +130,7 @@ def random_color(
     gain = 1 + amount * jax.random.uniform(gain_key, (), minval=-1, maxval=1)
     gain = gain * (1 + 0.3 * amount * jax.random.uniform(channel_key, (3,), minval=-1, maxval=1))
     shift = 128 * amount * jax.random.uniform(shift_key, (), minval=-1, maxval=1)
-    return jnp.clip((crop - 128) * gain + 128 + shift, 0, 255)
+    return jnp.clip((crop - 128) * gain[None, None] + 128 + shift, 0, 255)
 
 
 def random_erase(
@@ -140,12 +140,13 @@ def random_erase(
     if not probability:
         return crop
     use_key, count_key, size_key, place_key, colour_key = jax.random.split(key, 5)
-    extent = jnp.asarray(crop.shape[:2], jnp.float32)
+    extent = jnp.asarray(crop.shape[:2], jnp.float32)[None]
     size = extent * jax.random.uniform(size_key, (3, 2), minval=0.1, maxval=0.35)
     start = (extent - size) * jax.random.uniform(place_key, (3, 2))
     colour = 255 * jax.random.uniform(colour_key, (3, 3))
     count = jnp.where(jax.random.bernoulli(use_key, probability * strength), jax.random.randint(count_key, (), 1, 4), 0)
-    rows, columns = jnp.arange(crop.shape[0])[:, None], jnp.arange(crop.shape[1])[None]
+    rows, columns = (jnp.arange(side, dtype=jnp.float32) for side in crop.shape[:2])
+    rows, columns = rows[:, None], columns[None]
     for i in range(3):
         (top, left), (bottom, right) = start[i], start[i] + size[i]
         covered = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right) & (i < count)

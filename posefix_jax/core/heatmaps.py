@@ -86,8 +86,8 @@ def mean_position(logits: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
 
 def _ks_kernels(probability, heat_xy, scale):
     h, w, _ = probability.shape
-    rows = jnp.exp(-0.5 * ((jnp.arange(h, dtype=jnp.float32)[:, None] - heat_xy[None, :, 1]) / scale) ** 2)
-    columns = jnp.exp(-0.5 * ((jnp.arange(w, dtype=jnp.float32)[:, None] - heat_xy[None, :, 0]) / scale) ** 2)
+    rows = jnp.exp(-0.5 * ((jnp.arange(h, dtype=jnp.float32)[:, None] - heat_xy[None, :, 1]) / scale[None]) ** 2)
+    columns = jnp.exp(-0.5 * ((jnp.arange(w, dtype=jnp.float32)[:, None] - heat_xy[None, :, 0]) / scale[None]) ** 2)
     return rows, columns
 
 
@@ -117,8 +117,8 @@ def best_expected_ks(
     h, w, _ = probability.shape
     rows = jnp.arange(h, dtype=jnp.float32)
     columns = jnp.arange(w, dtype=jnp.float32)
-    blur_rows = jnp.exp(-0.5 * ((rows[:, None] - rows[None, :])[..., None] / scale) ** 2)
-    blur_columns = jnp.exp(-0.5 * ((columns[:, None] - columns[None, :])[..., None] / scale) ** 2)
+    blur_rows = jnp.exp(-0.5 * ((rows[:, None] - rows[None, :])[..., None] / scale[None, None]) ** 2)
+    blur_columns = jnp.exp(-0.5 * ((columns[:, None] - columns[None, :])[..., None] / scale[None, None]) ** 2)
     expected = jnp.einsum("hwk,yhk,xwk->yxk", probability, blur_rows, blur_columns)
     best = expected.reshape(h * w, -1).argmax(axis=0)
     start = jnp.stack([best % w, best // w], axis=-1).astype(jnp.float32)

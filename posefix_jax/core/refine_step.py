@@ -47,14 +47,14 @@ def make_refine_step(
       present [B, K], which returns a `Refined`. Its `input_ks` is that of the first iteration.
     """
     model = spec.model
-    trained = jnp.asarray(spec.trained_joints)
+    trained = jnp.asarray(spec.trained_joints)[None]
 
     def once(variables, crops, crop_xy, present) -> Refined:
         crop_xy = jnp.where(present[..., None], crop_xy, 0.0)
         views = logits_of_views(variables, crops, crop_xy, present & trained)
         probability = mean_probability(views, spec)
         area = jax.vmap(lambda xy, on: geometry.pose_area(xy, on, model.crop_hw, xp=jnp))(crop_xy, present)
-        scale = 2 * jnp.asarray(spec.skeleton.sigmas) * jnp.sqrt(area)[:, None] / STRIDE
+        scale = 2 * jnp.asarray(spec.skeleton.sigmas)[None] * jnp.sqrt(area)[:, None] / STRIDE
         out_xy = DECODERS[spec.decode.method](views, probability, scale, spec)
 
         def expected_ks(xy):

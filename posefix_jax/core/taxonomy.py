@@ -18,7 +18,13 @@ def similarity(distance_squared, area, skeleton: Skeleton, xp=np):
       skeleton: static.
       xp: numpy, or jax.numpy on the device.
     """
-    return xp.exp(-distance_squared / (8 * np.square(skeleton.sigmas) * xp.maximum(area, 1e-6)[..., None]))
+    squared_sigmas = _as_last_axis(np.square(skeleton.sigmas), distance_squared.ndim)
+    return xp.exp(-distance_squared / (8 * squared_sigmas * xp.maximum(area, 1e-6)[..., None]))
+
+
+def _as_last_axis(values: np.ndarray, ndim: int) -> np.ndarray:
+    """[K] as [1, ..., 1, K] of `ndim` axes: arrays of different rank are never combined on the device."""
+    return values.reshape(*[1] * (ndim - 1), -1)
 
 
 def classify_joints(
@@ -65,11 +71,12 @@ def classify_joints(
         return xp.where(known, similarity(((from_xy - to_xy) ** 2).sum(axis=-1), of_area, skeleton, xp), -1.0)
 
     itself = similar(true_xy, labelled, area)
-    own_twin = similar(true_xy[..., twin, :], labelled[..., twin] & has_twin, area)
+    own_twin = similar(true_xy[..., twin, :], labelled[..., twin] & _as_last_axis(has_twin, labelled.ndim), area)
     foreign = xp.full_like(itself, -1.0)
     if others_xy.shape[-3]:
         same = similar(others_xy, others_labelled, others_area)
-        twins = similar(others_xy[..., twin, :], others_labelled[..., twin] & has_twin, others_area)
+        twins_labelled = others_labelled[..., twin] & _as_last_axis(has_twin, others_labelled.ndim)
+        twins = similar(others_xy[..., twin, :], twins_labelled, others_area)
         foreign = xp.maximum(same, twins).max(axis=-2)
     elsewhere = xp.maximum(own_twin, foreign)
     own = xp.where(itself >= good_ks, int(ErrorKind.GOOD), int(ErrorKind.JITTER))

@@ -112,11 +112,11 @@ def person_of(record: Batch, trained: Bool[ArrayLike, " K"]) -> Person:
         xy=record.patch_xy,
         labelled=record.labelled & trained,
         others_xy=record.others_xy,
-        others_labelled=record.others_labelled & trained,
+        others_labelled=record.others_labelled & trained[None],
         area=record.area,
         overlap=record.overlap,
         detected_xy=record.detected_xy,
-        detected=record.detected & trained,
+        detected=record.detected & trained[None],
     )
 
 
@@ -174,7 +174,7 @@ def make_training_pose(
     crop = random_erase(erase_key, crop, augment.erase, strength=strength)
     crop_xy, labelled = to_crop(record.patch_xy), mirrored(labelled)
     pose = SyntheticPose(to_crop(pose.xy), mirrored(pose.present), mirrored(pose.kind))
-    inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1], jnp.float32) - 0.5)
+    inside = (crop_xy > -0.5) & (crop_xy < jnp.asarray(crop_hw[::-1], jnp.float32)[None] - 0.5)
     valid = labelled & inside.all(axis=-1) & (record.weight > 0)
     return TrainingPose(crop, crop_xy, valid, pose, record.area * area_scale)
 
@@ -305,8 +305,8 @@ def make_update_step(
         norm = optax.tree.norm(gradients)
         halted = state.skipped > skip_nonfinite
         bad = ~(jnp.isfinite(total) & jnp.isfinite(norm))
-        skipped = state.skipped + (bad & ~halted)
-        step = state.step + (skipped <= skip_nonfinite)
+        skipped = state.skipped + (bad & ~halted).astype(jnp.int32)
+        step = state.step + (skipped <= skip_nonfinite).astype(jnp.int32)
         after = (params, batch_stats, opt_state, average)
         before = (state.params, state.batch_stats, state.opt_state, state.average)
         after = jax.tree.map(lambda new, old: jnp.where(bad | halted, old, new), after, before)

@@ -9,9 +9,10 @@ import threading
 import zipfile
 import zlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import fsspec
@@ -27,7 +28,7 @@ LARGEST = 1 << 30
 
 
 @contextmanager
-def open_binary(path: str):
+def open_binary(path: str) -> Iterator[Any]:
     """Opens a local file or URL for reading; gzip is unpacked. Raises PosefixError if it cannot be read."""
     try:
         with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
@@ -94,7 +95,7 @@ class PhotographNames:
             return [name]
         return _ending_alike(name, self._by_name.get(PurePosixPath(name).name, ()))
 
-    def _one(self, image, paths: list[str]) -> str | None:
+    def _one(self, image: int | str, paths: list[str]) -> str | None:
         shallow = [path for path in paths if path.count("/") == paths[0].count("/")]
         if len(shallow) > 1:
             raise PosefixError(
@@ -222,19 +223,19 @@ def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
         raise PosefixError(f"{place}: {error}") from error
 
 
-def _tarred(files, archive: str):
+def _tarred(files: Any, archive: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
     with files.open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.isreg() and member.name.lower().endswith(SUFFIXES) and member.size <= LARGEST:
                 start, end = member.offset_data, member.offset_data + member.size
-                yield member.name.removeprefix("./"), lambda start=start, end=end: files.cat_file(archive, start, end)
+                yield member.name.removeprefix("./"), functools.partial(files.cat_file, archive, start, end)
 
 
-def _zipped(files, archive: str):
+def _zipped(files: Any, archive: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
     packed = zipfile.ZipFile(files.open(archive, "rb"))  # reads are locked; it stays open for the life of the process
     for member in packed.infolist():
         if not member.is_dir() and member.filename.lower().endswith(SUFFIXES) and member.file_size <= LARGEST:
-            yield member.filename, lambda member=member: packed.read(member)
+            yield member.filename, functools.partial(packed.read, member)
 
 
 class _Video:

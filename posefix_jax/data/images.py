@@ -82,7 +82,7 @@ def warp_affine(
     return cv2.warpAffine(image, affine, size_hw[::-1], flags=cv2.INTER_LINEAR)
 
 
-def _region(image, affine, size_hw):
+def _region(image: np.ndarray, affine: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The region that the output shows, with a margin, and the affine from that region."""
     h, w = size_hw
     corners = np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64)

@@ -221,7 +221,7 @@ class _New(str):
     """The text of a new value."""
 
 
-def _find(text: str, at: int, tree, spans: list) -> int:
+def _find(text: str, at: int, tree: dict | _New | None, spans: list[tuple[int, int, str]]) -> int:
     """Lists the spans that the tree changes in the value at `at`. Returns where the value ends."""
     if isinstance(tree, _New):
         end = _decoder.raw_decode(text, at)[1]

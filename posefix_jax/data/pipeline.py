@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import grain
@@ -101,7 +102,7 @@ class People:
         joints = self._joints[self._folder_of[shard]]
         return record if joints is None else _by_name(record, joints)
 
-    def index_at(self, place: int | np.ndarray, epoch: int | np.ndarray):
+    def index_at(self, place: int | np.ndarray, epoch: int | np.ndarray) -> Any:
         """The index of the record at a place (0 .. `places`) of an epoch; integers, or arrays of them."""
         ends = np.cumsum(self._places)
         folder = np.searchsorted(ends, place, side="right")

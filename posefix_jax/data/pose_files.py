@@ -269,12 +269,12 @@ def _recognized_json(stream: JsonStream, path: str) -> tuple[Format, str | None]
     return _format_of(value, path), None
 
 
-def _nobody(value) -> bool:
+def _nobody(value: object) -> bool:
     """Whether an element is a frame without people, which does not tell detectron2 from mmpose."""
     return isinstance(value, dict) and value.get("instances") == []
 
 
-def _format_of(entry, path: str) -> Format:
+def _format_of(entry: Any, path: str) -> Format:
     """The format of an element of a list, or of a line."""
     for form in _JSON if isinstance(entry, dict) else ():
         if form.matches(entry):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def _remove_prepared(folder: Path) -> None:
         ) from error
 
 
-def held_out(image_id, share: float) -> bool:
+def held_out(image_id: int | str, share: float) -> bool:
     """Whether a photograph belongs to the share held out from training. By its id, so all its people are on one side."""
     digest = hashlib.sha256(str(image_id).encode()).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
@@ -269,7 +270,9 @@ def patch_side(box_wh: np.ndarray) -> float:
     return max(*sides, 8.0)
 
 
-def make_record(image: np.ndarray | None, person: Person, in_image, detected, patch: int) -> Record:
+def make_record(
+    image: np.ndarray | None, person: Person, in_image: Sequence[Person], detected: Sequence[np.ndarray], patch: int
+) -> Record:
     """Cuts a person's patch, around both the joints' box (their extent x 1.2) and the annotated one."""
     joints_box = geometry.grow_box(
         geometry.joint_extent(person.joints[:, :2], person.labelled),

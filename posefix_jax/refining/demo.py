@@ -1,4 +1,4 @@
-"""`posefix demo`: the shipped refiner on real people in the sample photographs of scikit-image."""
+"""`posefix demo`: the packaged refiner on real people in the sample photographs of scikit-image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class DemoOptions:
     out: Path = Path("demo")
     """folder to write"""
     checkpoint: Path | None = None
-    """a training run or checkpoint; the shipped refiner by default"""
+    """a training run or checkpoint; the packaged refiner by default"""
     draws: int = 32
     """poses with synthetic errors per person"""
     seed: int = 0
@@ -161,7 +161,7 @@ def _with_errors(true_xy, labelled, area, options: DemoOptions) -> np.ndarray:
             area=jnp.float32(area),
             skeleton=COCO,
             errors=PAPER,
-        ).crop_xy
+        ).xy
 
     return np.asarray(jax.jit(jax.vmap(draw))(keys), np.float64)
 

@@ -202,7 +202,7 @@ class Engine:
             for piece in begun:
                 yield Results(piece.results, piece.sizes)
 
-    def _crops_of(self, piece: _Work, group: Group, read, min_score: float) -> list:
+    def _crops_of(self, piece: _Work, group: Group, read: Callable[[Any], np.ndarray], min_score: float) -> list:
         """A (crop, its pose in the image frame) or `Skipped` per pose."""
         try:
             image = read(group.image)
@@ -215,13 +215,15 @@ class Engine:
         skipped = Skipped(NO_JOINT if group.boxes is None else NO_JOINT_NOR_BOX)
         return [skipped if crop is None else (crop, pose) for crop, pose in zip(crops, poses, strict=True)]
 
-    def _timed(self, what: str, function: Callable):
+    def _timed(self, what: str, function: Callable[[], Any]) -> Any:
         begun = time.perf_counter()
         result = function()
         self.waits[what] += time.perf_counter() - begun
         return result
 
-    def crop(self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0, box=None) -> Crop | None:
+    def crop(
+        self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0, box: Sequence[float] | None = None
+    ) -> Crop | None:
         """The crop around one pose ([K, 3], image frame); None if no joint that the network knows is usable.
 
         A joint is present if it is finite and its score is above `min_score`. If none is, the crop is placed around `box`
@@ -241,7 +243,7 @@ class Engine:
         pixels = warp_affine(image, place.image_to_crop, model.crop_hw, antialias=model.frame != "reference")
         return Crop(pixels, place, np.where(present[:, None], place.to_crop(xy), 0.0).astype(np.float32), present)
 
-    def send(self, crops: list[Crop]):
+    def send(self, crops: list[Crop]) -> tuple[list[Crop], Any]:
         """Sends up to `batch_size` crops to the devices and returns at once; `receive` waits for the result."""
         size, devices = self.batch_size, self._mesh.size
         while size > self.batch_size // 16 and size % (4 * devices) == 0 and size // 4 >= len(crops):
@@ -255,7 +257,7 @@ class Engine:
         batch = [np.concatenate([array, np.zeros((fill, *array.shape[1:]), array.dtype)]) for array in batch]
         return crops, self._step(self._variables, *place_batch(self._mesh, tuple(batch)))
 
-    def receive(self, started, poses: np.ndarray, *, fill_missing: bool = True) -> Refined:
+    def receive(self, started: tuple[list[Crop], Any], poses: np.ndarray, *, fill_missing: bool = True) -> Refined:
         """The results of what `send` started; `poses` are the inputs, [n, K, 3] in the image frame.
 
         A joint that is kept has its input's values. A joint that was missing is filled in with its expected KS as score.

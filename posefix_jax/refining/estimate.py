@@ -29,7 +29,7 @@ class EstimateOptions:
     """COCO keypoint results file to write: a row per box, in order. Its score is the box's times the expected KS, 0 if the
     photograph is missing or the box has no area"""
     checkpoint: Path | None = None
-    """a training run or checkpoint; the shipped refiner by default"""
+    """a training run or checkpoint; the packaged refiner by default"""
     annotations: Path | None = None
     """COCO file whose images give the file name of each image_id; by default the boxes' own file, else file names are matched
     with the id"""

@@ -25,7 +25,7 @@ class ExportOptions:
     out: Path
     """file to write"""
     checkpoint: Path | None = None
-    """a training run or checkpoint; by default the shipped refiner"""
+    """a training run or checkpoint; by default the packaged refiner"""
     flip: bool = True
     """also run the mirrored crop and average, inside the program"""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from posefix_jax.core import geometry
 from posefix_jax.core.skeleton import JointMap
-from posefix_jax.data.formats.base import ImageId
+from posefix_jax.data.formats.base import ImageId, Pose
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles
 from posefix_jax.data.pose_writer import Part
@@ -44,7 +44,7 @@ class RefineOptions:
     to: str | None = None
     """write another format: coco, coco-annotations, mmpose, openpose, posetrack17, mediapipe, yolo, parquet"""
     checkpoint: Path | None = None
-    """a training run or checkpoint; the shipped refiner by default"""
+    """a training run or checkpoint; the packaged refiner by default"""
     annotations: Path | None = None
     """COCO file whose images give the file name of each image_id; by default file names are matched with the id"""
     skeleton: str | None = None
@@ -229,7 +229,7 @@ class _RefineJob:
                 )
             self._seen |= now
 
-    def _why_not(self, pose) -> str | None:
+    def _why_not(self, pose: Pose) -> str | None:
         """Why a row cannot be refined, as far as it can be told without its photograph."""
         if pose.category is not None and str(pose.category) != str(self.options.category):
             return f"category {pose.category}, not {self.options.category}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.refine_step import Network
@@ -188,7 +189,7 @@ class Refiner:
                 pose = waiting.popleft()
                 yield outcome.poses if isinstance(outcome, Refined) else pose
 
-    def _as_poses(self, poses, name: object = None) -> np.ndarray:
+    def _as_poses(self, poses: ArrayLike, name: object = None) -> np.ndarray:
         """[N, K, 3] float64. Raises PosefixError."""
         joints = self.spec.skeleton.num_joints
         array = np.array(poses, np.float64)
@@ -199,7 +200,7 @@ class Refiner:
         return array if array.shape[2] == 3 else np.concatenate([array, np.ones((*array.shape[:2], 1))], axis=2)
 
 
-def _pixels(image) -> np.ndarray:
+def _pixels(image: object) -> np.ndarray:
     """[H, W, 3] uint8 RGB of an array or file. Raises PosefixError."""
     if isinstance(image, str | Path):
         try:
@@ -213,7 +214,7 @@ def _pixels(image) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-def _as_boxes(boxes, count: int) -> list[tuple | None]:
+def _as_boxes(boxes: ArrayLike, count: int) -> list[tuple | None]:
     """A box per pose; None where it has no area. Raises PosefixError."""
     array = np.asarray(boxes, np.float64).reshape(-1, 4) if np.size(boxes) % 4 == 0 else None
     if array is None or len(array) != count:

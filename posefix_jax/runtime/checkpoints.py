@@ -1,7 +1,7 @@
 """Checkpoints: the only importer of Orbax.
 
 A run's folder holds `checkpoints/STEP/`, each with `model` (the variables a refiner runs with), `spec`, and for
-training `state` and `input` (the position in the data). A refiner that is shipped is one such folder with `model`
+training `state` and `input` (the position in the data). A packaged refiner is one such folder with `model`
 and `spec` alone. Saving is asynchronous and atomic.
 """
 
@@ -177,7 +177,7 @@ def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype=np.f
 
 def packaged_path() -> Path:
     """The folder of the refiner that comes with the package."""
-    return Path(str(resources.files("posefix_jax") / "shipped"))
+    return Path(str(resources.files("posefix_jax") / "packaged"))
 
 
 def load_refiner(path: str | Path | None = None) -> tuple[dict, RefinerSpec]:

@@ -201,17 +201,26 @@ def by_released_name(name: str, tree: dict) -> np.ndarray:
     return np.concatenate([array[:, :, 2::-1], array[:, :, 3:]], axis=2) if name.endswith("/conv1/weights") else array
 
 
-@pytest.mark.slow
-def test_training_step(network, golden):
-    """Loss, logits, gradients and updated variables of one step of the `reference` recipe.
+def excerpt(name: str, array: np.ndarray) -> np.ndarray:
+    """The part of a variable that the fixture holds: of the two large kernels every eighth channel."""
+    if name.endswith("conv2/weights"):
+        return array[..., ::8, ::8]
+    return array[..., ::8] if name.endswith("conv1/weights") else array
 
-    Behind the deconvolutions float32 gradients of this network (2 % of whose channels have a variance of 1e-6 to
-    1e-4) differ by 1 % from float64's, ours as well as theirs: bounds there are on the norm of the difference.
+
+@pytest.mark.slow
+def test_training_step(network):
+    """Loss, gradients and updated variables of one step of the `reference` recipe.
+
+    2% of this network's channels have a variance of 1e-6 to 1e-4. Before the deconvolutions its float32 gradients
+    therefore differ by 1% from float64's, ours as well as the recorded ones: the bounds there are on the norm of the
+    difference.
     """
     spec, variables = network
-    recorded = golden("train_resnet50_256x192.npz")
+    recorded = np.load(FIXTURES / "train_step_resnet50.npz")
+    images = np.stack([cv2.imdecode(recorded[f"image_bgr_{i}"], cv2.IMREAD_COLOR) for i in range(4)])
     poses = TrainingPose(
-        jnp.asarray(recorded["in_image"][..., ::-1] + MEAN_BGR[::-1]),
+        jnp.asarray(images[..., ::-1], jnp.float32),
         jnp.asarray(recorded["in_target_coord"]),
         jnp.asarray(recorded["in_target_valid"] > 0),
         SyntheticPose(
@@ -248,11 +257,11 @@ def test_training_step(network, golden):
         compared += 1
         theirs = recorded[key]
         if what == "grad":
-            ours = 10 * by_released_name(name, moment)
+            ours = 10 * excerpt(name, by_released_name(name, moment))
             tolerance = 1e-3 if name.startswith(("out", "up3")) else 0.03
             assert np.linalg.norm(ours - theirs) < tolerance * np.linalg.norm(theirs), key
         else:
-            ours, before = by_released_name(name, now), by_released_name(name, variables)
+            ours, before = (excerpt(name, by_released_name(name, tree)) for tree in (now, variables))
             # The sign of a gradient near zero is rounding: a few weights go the other way.
             assert np.linalg.norm(ours - theirs) < 0.25 * np.linalg.norm(theirs - before), key
             assert np.mean(np.abs(ours - theirs) < 0.02 * np.abs(theirs - before).mean()) > 0.9, key

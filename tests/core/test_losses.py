@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from released import FIXTURES
 
 from posefix_jax.core.heatmaps import argmax, gaussians
 from posefix_jax.core.losses import LossConfig, integral_loss
@@ -50,7 +51,7 @@ def test_terms_can_be_left_out_and_the_target_be_a_gaussian():
     assert heatmap == both | {"coordinate": 0} and coordinate == both | {"heatmap": 0}
     coarse = LossConfig("gaussian", coordinate=False, sigma=1.5)
     target = gaussians(xy[0], valid[0], crop_hw=(6, 5), sigma=1.5).drawn()
-    away = np.where(np.asarray(valid), np.asarray(((logits - target) ** 2).sum(axis=(1, 2))), 0).mean()
+    away = np.where(np.asarray(valid), np.asarray(((logits - target[None]) ** 2).sum(axis=(1, 2))), 0).mean()
     np.testing.assert_allclose(integral_loss(logits, xy, valid, coarse)["heatmap"], away, rtol=1e-5)
     assert integral_loss(target[None], xy, valid, coarse)["heatmap"] == 0
     for wrong in ({"heatmap": "none", "coordinate": False}, {"heatmap": "gaussian"}, {"sigma": 0.0}):
@@ -64,8 +65,30 @@ def test_argmax_goes_a_quarter_towards_the_higher_neighbour():
     np.testing.assert_allclose(found, [[2.25, 3.75], [0.0, 5.0], [2.0, 2.0]])
 
 
+def test_is_the_recorded_loss_of_single_joints():
+    """Both terms and the gradient of seven of the recording's 85 joints: on cells, between them, on edges, outside.
+
+    The excerpt holds whole maps, and every second row and column of their gradients.
+    """
+    data = np.load(FIXTURES / "loss.npz")
+    count = len(data["ce"])
+    xy = jnp.asarray(data["target_coord"][None]) / 4
+    valid = jnp.asarray(data["target_valid"][None] > 0)
+    logits = jnp.asarray(data["logits"].transpose(1, 2, 0)[None])
+    assert valid.any() and not valid.all() and (data["onehot_sum"] == 0).sum() == 1
+    terms = integral_loss(logits, xy, valid)
+    on = data["target_valid"] > 0
+    np.testing.assert_allclose(terms["heatmap"], np.where(on, data["ce"], 0).mean(), rtol=1e-5)
+    away = np.abs(data["coord"] - data["target_coord"]) / 4
+    np.testing.assert_allclose(terms["coordinate"], np.where(on[:, None], away, 0).mean(), rtol=1e-5)
+    gradient = jax.grad(lambda x: sum(integral_loss(x, xy, valid).values()))(logits)[0, ::2, ::2].transpose(2, 0, 1)
+    inside = (data["onehot_sum"] > 0)[:, None, None]  # see the next test
+    theirs = data["grad_logits"] * 85 / count
+    np.testing.assert_allclose(np.where(inside, gradient, 0), np.where(inside, theirs, 0), atol=1e-5)
+
+
 def test_is_the_recorded_loss(golden):
-    """Both terms and the gradient of the released code, 1e-5."""
+    """Both terms and the gradient of the released code, 1e-5, on the whole recording."""
     data = golden("heatmap_loss_256x192.npz")
     xy = jnp.asarray(data["target_coord"]) / 4
     valid = jnp.asarray(data["target_valid"] > 0)
@@ -74,8 +97,8 @@ def test_is_the_recorded_loss(golden):
     np.testing.assert_allclose(terms["heatmap"], data["loss_heatmap"], rtol=1e-5)
     np.testing.assert_allclose(terms["coordinate"], data["loss_coord"], rtol=1e-5)
     gradient = jax.grad(lambda x: sum(integral_loss(x, xy, valid).values()))(logits)
-    # TensorFlow's gradient takes every target to sum to 1, also the empty one of a joint outside the map, which it
-    # so pushes away from everywhere. Ours is the gradient of the loss, and such joints are masked in training.
+    # TensorFlow's gradient assumes that every target sums to 1. The target of a joint outside the map is empty; its
+    # gradient there is not that of the loss. Training masks such joints.
     inside = (data["onehot"].sum(axis=(2, 3)) > 0)[:, None, None, :]
     assert not inside.all()
     np.testing.assert_allclose(np.where(inside, gradient, 0), np.where(inside, data["grad_logits"], 0), atol=1e-6)

@@ -240,14 +240,38 @@ def test_a_file_of_ones_own(tmp_path):
             make_synthesizer(names, weights, COCO)
 
 
-@pytest.mark.slow
-def test_all_people_on_one_spot():
-    """No condition can be met: every joint is good, where it is, and nothing is NaN."""
-    case = recorded("a_lone17")
-    spot = case | {"xy": jnp.full((17, 2), 50.0), "others_xy": jnp.full((1, 17, 2), 50.0)}
-    spot["others_labelled"] = jnp.ones((1, 17), bool)
-    pose = draw(spot)
-    assert np.isfinite(pose.xy).all()
+SPOT = {
+    "xy": jnp.full((17, 2), 50.0),
+    "others_xy": jnp.full((1, 17, 2), 50.0),
+    "others_labelled": jnp.ones((1, 17), bool),
+}
+"""Two people whose joints all lie in one place"""
+
+
+def test_only_a_miss_has_room_where_all_joints_coincide():
+    """A joint with a twin or neighbor in its own place is nearest to neither: every joint is missed, in its ring."""
+    case = recorded("a_lone17") | SPOT
+    pose = draw(case)
+    assert (pose.kind == ErrorKind.MISS).all() and pose.present.all()
+    d50, d10 = (2 * SIGMAS * np.sqrt(float(case["area"]) * -2 * np.log(ks)) for ks in (0.5, 0.1))
+    away = np.linalg.norm(pose.xy - 50.0, axis=-1)
+    assert (away >= d50 * 0.999).all() and (away <= d10 * 1.001).all()
+    assert (np.ptp(away, axis=0) > 0.9 * (d10 - d50)).all()
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_a_joint_for_which_nothing_has_room_is_good_and_stays(correlation):
+    """The same two people, and an error model without misses: no kind of error that it draws has room."""
+    rates = tuple(
+        (group, (jitter, inversion, swap, ((0.0, 0.0),) * 3)) for group, (jitter, inversion, swap, _) in PAPER.rates
+    )
+    model = dataclasses.replace(PAPER, rates=rates, together=((correlation, 0.0),) * 4)
+    case = recorded("a_lone17") | SPOT
+    pose = jax.jit(jax.vmap(from_model(model, COCO), in_axes=(0, None)))(
+        jax.random.split(jax.random.key(0), 100), person(case)
+    )
+    assert (pose.kind == ErrorKind.GOOD).all() and pose.present.all()
+    assert (pose.xy == 50.0).all()
 
 
 def test_program_does_not_grow_with_joints():

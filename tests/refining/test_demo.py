@@ -1,4 +1,4 @@
-"""The shipped refiner, on real people, through the demo that `make demo` runs."""
+"""The packaged refiner, on real people, through the demo that `make demo` runs."""
 
 import json
 import re
@@ -28,14 +28,14 @@ def test_demo(tmp_path):
     assert len(pictures) == 6 and all(cv2.imread(str(p)).shape[0] > 300 for p in pictures)
 
 
-def test_shipped_refiner_is_what_its_card_says():
+def test_packaged_refiner_is_what_its_card_says():
     spec = Refiner.load().spec
     assert spec.skeleton.name == "coco" and spec.model.backbone == "movenet"
     assert spec.trained_joints == (True,) * 17
     assert spec.decode == DecodeConfig("ks", keep_margin=0.0, min_ks=0.0, temperature=1.5)
 
 
-def test_shipped_refiner_helps_the_best_of_the_inputs(shared_data, tmp_path):
+def test_packaged_refiner_helps_the_best_of_the_inputs(shared_data, tmp_path):
     """Real detections of people it never saw: AP of MoveNet Thunder, from which it started, rises (by 0.016)."""
     from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
     from posefix_jax.refining.refine_files import RefineOptions, refine

@@ -45,6 +45,7 @@ def test_results_come_per_piece_in_order(engine):
     assert results[0].poses[2] == Skipped("photograph unreadable: empty file") and "broken" not in results[0].sizes
     assert results[2].poses[9] == Skipped(NO_JOINT) and results[3].poses[0] == Skipped(NO_JOINT_NOR_BOX)
     assert results[2].sizes == {"b": (200, 240), "c": (200, 240)}
+    assert [sum(isinstance(result, Refined) for result in each.poses) for each in results] == [2, 0, 19, 0]
     for piece, groups in zip(results, work, strict=True):
         given = np.concatenate([group.poses for group in groups] or [np.zeros((0, 17, 3))])
         for result, pose in zip(piece.poses, given, strict=True):

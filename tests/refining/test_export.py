@@ -41,7 +41,7 @@ def test_the_written_program_refines_any_number_of_poses(tiny_spec, tmp_path, ca
     assert near.mean() > 0.9
 
 
-def test_the_shipped_refiner_is_exported(tmp_path, capsys):
+def test_the_packaged_refiner_is_exported(tmp_path, capsys):
     """As its user would: no options. The command itself compares one person and seven with the original; so does this."""
     out = tmp_path / "x.stablehlo"
     assert main(["export", "--out", str(out)]) == 0

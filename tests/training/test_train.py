@@ -8,13 +8,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from posefix_jax.core.augment import AugmentConfig
-from posefix_jax.core.synthesis import make_synthesizer
+from posefix_jax.core.joint_sets import COCO
+from posefix_jax.core.models import RefinerSpec
+from posefix_jax.core.synthesis import ERROR_MODELS, PAPER, VARIANTS, make_synthesizer
 from posefix_jax.core.train_step import (
     Batch,
     InputConfig,
+    TrainState,
     make_eval_step,
     make_train_step,
     make_training_pose,
@@ -37,11 +41,13 @@ from posefix_jax.training.interruption import Interruption
 from posefix_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from posefix_jax.training.train import spec_of, train
 from posefix_jax.training.validation import Validator
-from posefix_jax.types import PosefixError, warn_once
+from posefix_jax.types import PosefixError, function_in_file, warn_once
 
 pytestmark = pytest.mark.slow
 
-PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+PRESETS = sorted(CONFIGS.glob("*.py"))
+STUDIES = sorted((CONFIGS / "studies").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +279,7 @@ def test_batches_are_the_same_however_they_come(config, cache, workers):
         ours = next(feed)
         assert len(ours.patch.sharding.device_set) == 8
         assert_equal(jax.device_get(ours), batch)
-    assert feed.waited == 0 or cache == "none"
+    assert (feed.waited > 0) == (cache == "none")  # cached people are not waited for
 
 
 def test_eight_devices_are_as_one(config):
@@ -347,31 +353,28 @@ def test_unlabelled_joints_reach_neither_input_nor_target(config):
     np.testing.assert_array_equal(first.valid, second.valid)
 
 
-def test_our_own_device_code_promotes_no_dtype_by_itself(config):
-    """optax does, so the whole step cannot be held to it; what makes samples and what refines them can."""
+def test_device_code_promotes_no_dtype(config):
+    """The whole training and evaluation step, but for the update rule: optax promotes dtypes."""
     people = People(config.data.train)
     spec = spec_of(config, people)
     batch = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
-    options = dict(
-        spec=spec,
-        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
-        augment=config.augment,
-        inputs=config.inputs,
-    )
+    synthesize = make_synthesizer((*ERROR_MODELS, *VARIANTS), (), spec.skeleton)
+    augment = AugmentConfig(shift=0.05, colour=0.2, erase=0.3, half_body=0.3, full_epochs=2)
     variables = abstract_variables(spec)
+    state = TrainState(
+        jnp.int32(0), variables["params"], variables["batch_stats"], optax.EmptyState(), None, jnp.int32(0)
+    )
+    train_step = make_train_step(
+        spec=spec,
+        synthesize=synthesize,
+        augment=augment,
+        inputs=InputConfig(withhold_pose=0.1, withhold_joint=0.1, self_share=0.5),
+        optimizer=optax.identity(),
+    )
     with jax.numpy_dtype_promotion("strict"):
-        jax.eval_shape(
-            lambda b: jax.vmap(lambda k, r: make_training_pose(k, r, **options))(
-                sample_keys(jax.random.key(0), b.epoch, b.sample), b
-            ),
-            batch,
-        )
-        refined = jax.eval_shape(
-            make_eval_step(spec=spec, synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton)),
-            variables,
-            batch,
-            jax.random.key(0),
-        )
+        after, _ = jax.eval_shape(train_step, state, batch, jax.random.key(0))
+        refined = jax.eval_shape(make_eval_step(spec=spec, synthesize=synthesize), variables, batch, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, after.params) == jax.tree.map(jnp.shape, state.params)
     assert refined.refined_xy.shape == (8, 17, 2)
 
 
@@ -398,14 +401,34 @@ def test_accumulated_steps_are_one_update_of_their_mean():
     np.testing.assert_allclose(second["kernel"], expected["kernel"], rtol=1e-5)
 
 
+def test_every_preset_says_how_to_run_it():
+    assert len(PRESETS) >= 9 and len(STUDIES) == 2
+    for preset in PRESETS:
+        assert f"posefix train configs/{preset.name}" in preset.read_text()
+    for study in STUDIES:
+        assert f"posefix study configs/studies/{study.name}" in study.read_text()
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_traces(preset):
-    """The whole training step of the preset, by shapes alone; and its header says how to run it."""
-    config = load_preset(preset)
-    assert f"posefix train configs/{preset.name}" in preset.read_text()
-    from posefix_jax.core.joint_sets import COCO
-    from posefix_jax.core.models import RefinerSpec
+    assert_traces(load_preset(preset))
 
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_traces(path, tmp_path, monkeypatch):
+    """Every config of it. The error models that its header has fitted are the paper's here."""
+    study = function_in_file(path, "study")()
+    monkeypatch.chdir(tmp_path)
+    for name in {error for config in study.configs.values() for error in config.errors if error.endswith(".json")}:
+        assert name in path.read_text()
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(PAPER.to_json())
+    for config in study.configs.values():
+        assert_traces(config)
+
+
+def assert_traces(config: Config) -> None:
+    """The whole training step and the evaluation step of a config, by shapes alone."""
     spec = RefinerSpec(COCO, config.model, (True,) * 17, config.decode)
     optimizer = make_optimizer(config.optimizer, 100)
     state = jax.eval_shape(lambda: initial_state(dataclasses.replace(config, init=""), spec, optimizer, data_mesh()))
@@ -426,11 +449,15 @@ def test_every_preset_traces(preset):
         augment=config.augment,
         inputs=config.inputs,
         optimizer=optimizer,
+        loss=config.loss,
         average_decay=config.optimizer.averages,
+        skip_nonfinite=config.skip_nonfinite,
     )
     after, metrics = jax.eval_shape(step, state, shapes, jax.random.key(0))
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
     assert set(metrics) >= {"loss", "heatmap", "coordinate", "ks_input", "ks_output"}
+    evaluated = jax.eval_shape(make_eval_step(spec=spec, synthesize=None), state.variables, shapes, jax.random.key(0))
+    assert evaluated.refined_xy.shape == (b, k, 2)
 
 
 def test_starts_from_a_run_on_all_devices(config, whole):

@@ -73,7 +73,8 @@ def _taps(x: Array, stride: int, offset: int) -> list[Array]:
 def depthwise_conv_by_shift(x: Array, kernel: Array, stride: int, offset: int = 0) -> Array:
     """Nine shifted products, which XLA:CPU fuses; up to 60 times faster there than a grouped convolution."""
     taps = _taps(x, stride, offset)
-    return sum(tap * weight for tap, weight in zip(taps, kernel.reshape(9, x.shape[-1]), strict=True))
+    weights = kernel.reshape(9, *[1] * (x.ndim - 1), x.shape[-1])
+    return sum(tap * weight for tap, weight in zip(taps, weights, strict=True))
 
 
 def _depthwise_forward(x, kernel, stride, offset):

@@ -65,7 +65,8 @@ class Conv(nn.Module):
         if maps is not None:
             x = x + conv_of_separable(maps, of_maps, self.stride, self.offset, self.dtype)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            x = x + bias[None, None, None]
         return x
 
 
@@ -93,7 +94,7 @@ def conv_of_separable(
 def _along_columns(columns, kernel, dtype):
     """[B, K, w, k] and [k, K, k, D] to [B, k * K, w * D]; a sum, since a product of so few terms is slow on a CPU."""
     b, joints, w, size = columns.shape
-    taps = (columns[:, None, :, :, i, None] * kernel[:, :, i, None, :] for i in range(size))
+    taps = (columns[:, None, :, :, i, None] * kernel[None, :, :, i, None, :] for i in range(size))
     return sum(taps).astype(dtype).reshape(b, size * joints, -1)
 
 

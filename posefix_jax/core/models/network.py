@@ -141,7 +141,8 @@ class RefinerNetwork(nn.Module):
             frozen=config.freeze_norm,
             dtype=config.dtype,
         )
-        image = (image - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
+        mean, std = (jnp.asarray(of)[None, None, None] for of in (config.image_mean, config.image_std))
+        image = (image - mean) / std
         if config.pose_input == "gaussian":
             coarse = functools.partial(heatmaps.gaussians, crop_hw=config.crop_hw, sigma=config.pose_sigma)
             maps = jax.vmap(coarse)(crop_xy, present)

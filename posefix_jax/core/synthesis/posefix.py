@@ -152,7 +152,7 @@ def _scene(xy, labelled, others_xy, others_labelled, area, skeleton: Skeleton, e
     source_xy = jnp.concatenate([xy[None], xy[twin][None], others_xy, others_xy[:, twin]])
     twin_labelled = labelled[twin] & has_twin
     exists = jnp.concatenate(
-        [labelled[None], twin_labelled[None], others_labelled, others_labelled[:, twin] & has_twin]
+        [labelled[None], twin_labelled[None], others_labelled, others_labelled[:, twin] & has_twin[None]]
     )
     sigmas = skeleton.sigmas if not errors.sigma else [errors.sigma] * skeleton.num_joints
     unit = 2 * np.asarray(sigmas, np.float32) * jnp.sqrt(area)
@@ -163,8 +163,8 @@ def _scene(xy, labelled, others_xy, others_labelled, area, skeleton: Skeleton, e
 
 def _lattice(length_offset: Float[Array, " K"], angle_offset: Float[Array, " K"]) -> _Lattice:
     cells = np.arange(_LATTICE, dtype=np.float32)[:, None]
-    share = (cells + length_offset) / _LATTICE
-    return _Lattice(share, _direction((_GENERATOR * cells % _LATTICE + angle_offset) / _LATTICE))
+    share = (cells + length_offset[None]) / _LATTICE
+    return _Lattice(share, _direction((_GENERATOR * cells % _LATTICE + angle_offset[None]) / _LATTICE))
 
 
 def _room(
@@ -172,9 +172,8 @@ def _room(
 ) -> Float[Array, "Q K"]:
     """The room in each ring: its weight times the lattice points in it that meet the condition of its kind."""
     kind, source = slots.kind[:, None, None], slots.source[:, None, None]
-    length = _length(
-        scene, kind, slots.inner[:, None, None], slots.outer[:, None, None], lattice.share, skeleton, errors
-    )
+    inner, outer = slots.inner[:, None, None], slots.outer[:, None, None]
+    length = _length(scene, kind, inner, outer, lattice.share[None], skeleton, errors)
     along = jnp.einsum("stkx,ckx->stck", scene.between, lattice.direction)
     meets = _meets(
         scene,
@@ -216,45 +215,47 @@ def _place(
     # One random word per candidate: 16 bits of length, 16 of angle.
     words = _sequence(jax.random.bits(key, (skeleton.num_joints,)), _CANDIDATES)
     low, high = ((part.astype(jnp.float32) + 0.5) / 2**16 for part in (words & 0xFFFF, words >> 16))
-    inner, outer = jnp.asarray(slots.inner)[slot], jnp.asarray(slots.outer)[slot]
-    length = _length(scene, kind[None], inner, outer, jnp.concatenate([low, lattice.share]), skeleton, errors)
+    inner, outer = (jnp.asarray(radius)[slot][None, None] for radius in (slots.inner, slots.outer))
+    share = jnp.concatenate([low, lattice.share])[None]
+    length = _length(scene, kind[None, None], inner, outer, share, skeleton, errors)  # [1, C, K]
     direction = jnp.concatenate([_direction(high), lattice.direction])
     between, apart = scene.between[source, :, joint], scene.apart[source, :, joint]  # [K, T, 2], [K, T]
     meets = _meets(
         scene,
-        kind,
-        source,
+        kind[None, None],
+        source[None, None],
         length,
-        lambda target: apart[:, target],
-        lambda target: (between[:, target] * direction).sum(axis=-1),
+        lambda target: apart[None, None, :, target],
+        lambda target: (between[None, :, target] * direction).sum(axis=-1)[None],
     )
-    first = jnp.argmax(meets, axis=0)
+    length, first = length[0], jnp.argmax(meets[0], axis=0)
     return scene.source_xy[source, joint] + length[first, joint][:, None] * direction[first, joint]
 
 
 def _length(scene: _Scene, kind, inner, outer, uniform, skeleton: Skeleton, errors: ErrorModel) -> Array:
-    """Uniform numbers as distances from the source, by the error model's distribution of lengths within a ring."""
+    """Uniform numbers [Q, C, K] as distances from the source, by the error model's lengths within a ring."""
     quantiles = errors.length_table(skeleton)
     share = uniform if quantiles is None else _quantile(jnp.asarray(quantiles), kind, uniform)
-    return scene.unit * (inner + (outer - inner) * share)
+    return scene.unit[None, None] * (inner + (outer - inner) * share)
 
 
 def _meets(scene: _Scene, kind, source, length, apart, along) -> Array:
-    """Whether candidates at `length` from their source meet the condition of their kind.
+    """Whether candidates [Q, C, K] at `length` from their source meet the condition of their kind.
 
     Args:
       apart: function of a target: squared distance of the source to it.
       along: function of a target: dot product of the candidate's direction with source less target.
     """
     is_miss, is_swap = kind == ErrorKind.MISS, kind == ErrorKind.SWAP
+    least = scene.jitter_radius[None, None] ** 2 * (1 - 1e-5)
     allowed = True
     for target in range(scene.source_xy.shape[0]):
         # The squared distance of candidate s + r e to target t is |s - t|^2 + 2 r e.(s - t) + r^2.
         excess = apart(target) + 2 * length * along(target)
-        far_enough = jnp.where(is_miss, excess + length**2 >= scene.jitter_radius**2 * (1 - 1e-5), excess > 0)
+        far_enough = jnp.where(is_miss, excess + length**2 >= least, excess > 0)
         # The own source is trivially nearest. A swap needs to be far from the person's own two joints only.
         exempt = (source == target) & ~is_miss | is_swap & (target >= _FOREIGN)
-        allowed &= far_enough | ~scene.exists[target] | exempt
+        allowed &= far_enough | ~scene.exists[target][None, None] | exempt
     return allowed
 
 
@@ -300,7 +301,7 @@ def _quantile(table: Float[Array, "kinds K Q"], kind, uniform):
 
 def _sequence(seed: UInt32[Array, " K"], count: int) -> UInt32[Array, "count K"]:
     """`count` words of the SplitMix generator per seed, at a fraction of the cost of `jax.random.bits`."""
-    word = seed + np.arange(1, count + 1, dtype=np.uint32)[:, None] * np.uint32(0x9E3779B9)
+    word = seed[None] + np.arange(1, count + 1, dtype=np.uint32)[:, None] * np.uint32(0x9E3779B9)
     word = (word ^ (word >> 16)) * np.uint32(0x21F0AAAD)
     word = (word ^ (word >> 15)) * np.uint32(0x735A2D97)
     return word ^ (word >> 15)

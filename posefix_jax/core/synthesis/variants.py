@@ -150,7 +150,7 @@ def limb(skeleton: Skeleton, *, share: float = 0.5) -> Synthesizer:
             * (inner + (outer - inner) * length)
             * jnp.stack([jnp.cos(2 * jnp.pi * turn), jnp.sin(2 * jnp.pi * turn)])
         )
-        xy = jnp.where((one & (event == 3))[:, None], xy + way, xy)
+        xy = jnp.where((one & (event == 3))[:, None], xy + way[None], xy)
         use = jax.random.bernoulli(use_key, share)
         return _classified(jnp.where(use, xy, pose.xy), person.labelled, person, skeleton)
 

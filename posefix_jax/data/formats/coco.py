@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -177,7 +178,7 @@ class CocoBoxes(CocoResults):
         yield Element("]" if lead != "[" else "[]", "")
 
 
-def valid_box(values) -> tuple[float, ...] | None:
+def valid_box(values: Any) -> tuple[float, ...] | None:
     """A valid bbox; None for any other."""
     four = isinstance(values, list) and len(values) == 4 and all(isinstance(v, int | float) for v in values)
     return tuple(map(float, values)) if four and np.isfinite(values).all() and min(values[2:]) > 0 else None

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -96,7 +96,7 @@ class Parquet(Format):
             table.close()
 
 
-def _arrow():
+def _arrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -106,7 +106,7 @@ def _arrow():
 
 
 @contextmanager
-def _opened(path: str):
+def _opened(path: str) -> Iterator[Any]:
     """The table's file; its own errors become one line."""
     arrow = _arrow()
     with open_binary(path) as file:
@@ -135,14 +135,14 @@ def _edited(change: Edit) -> bytes:
     return _packed(batch)
 
 
-def _merged(batch, row: int, joints: np.ndarray, changed: np.ndarray) -> list:
+def _merged(batch: Any, row: int, joints: np.ndarray, changed: np.ndarray) -> list:
     values = batch["keypoints"][row].as_py()
     for joint in np.flatnonzero(changed).tolist():
         values[3 * joint : 3 * joint + 3] = [round(float(v), 4) for v in joints[joint]]
     return values
 
 
-def _packed(batch) -> bytes:
+def _packed(batch: Any) -> bytes:
     """A batch in Arrow's stream format, as the parts of a job keep it."""
     sink = io.BytesIO()
     with _arrow().ipc.new_stream(sink, batch.schema) as writer:
@@ -150,7 +150,7 @@ def _packed(batch) -> bytes:
     return sink.getvalue()
 
 
-def _table_of(rows: list[tuple[int | str, Pose]], integer_ids: bool):
+def _table_of(rows: list[tuple[int | str, Pose]], integer_ids: bool) -> Any:
     """A batch of new rows: image_id, keypoints, score. Raises PosefixError where an id does not fit."""
     arrow = _arrow()
     images = [image if integer_ids else str(image) for image, _ in rows]

@@ -8,7 +8,7 @@ from posefix_jax.core.geometry import joint_extent
 from posefix_jax.data.formats.base import ImageId, Pose
 
 
-def triples(values, where: str = "keypoints") -> np.ndarray:
+def triples(values: object, where: str = "keypoints") -> np.ndarray:
     """[K, 3] float64 of a flat list. Raises ValueError naming `where`."""
     if not isinstance(values, list) or not values or len(values) % 3:
         found = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
@@ -16,7 +16,7 @@ def triples(values, where: str = "keypoints") -> np.ndarray:
     return numbers(values, where, axes=1).reshape(-1, 3)
 
 
-def numbers(values, where: str = "keypoints", *, axes: int) -> np.ndarray:
+def numbers(values: object, where: str = "keypoints", *, axes: int) -> np.ndarray:
     """Float64 of lists that are nested `axes` deep; None becomes NaN. Raises ValueError naming `where`."""
     try:
         array = np.asarray(values)
@@ -42,7 +42,7 @@ def score_of(entry: Mapping, key: str = "score") -> float | None:
     return None if value is None else float(value)
 
 
-def image_id(value) -> ImageId:
+def image_id(value: object) -> ImageId:
     """An image id that is one. Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("has no image_id (an integer or a name)")
