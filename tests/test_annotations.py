@@ -5,18 +5,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "posefix_jax"
 GAPS = {
-    "core.geometry": 12,
     "core.skeleton": 1,
     "core.synthesis.error_model": 2,
     "core.taxonomy": 2,
-    "data.formats.coco": 1,
-    "data.formats.values": 3,
-    "data.image_sources": 1,
-    "data.pipeline": 1,
-    "data.prepare": 2,
-    "files": 2,
-    "moved": 3,
-    "refining.engine": 3,
     "runtime.checkpoints": 1,
     "runtime.devices": 2,
     "training.monitor": 2,
