@@ -350,6 +350,7 @@ def test_places_of_every_kind(sampled):
     assert compared >= 5
 
 
+@pytest.mark.slow
 def test_an_inversion_goes_to_the_true_twin(sampled):
     """Where the released code goes to the spoiled one (fault 1), far off; ours stays within KS 0.5 of the twin."""
     case, skeleton, pose = sampled
