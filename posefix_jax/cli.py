@@ -185,16 +185,16 @@ def _study(rest: list[str]) -> int:
 
 
 def _synthesise(rest: list[str]) -> int:
-    from posefix_jax.training.synthesize import SynthesiseOptions, synthesise
+    from posefix_jax.training.synthesize import SynthesizeOptions, synthesize
 
-    print(synthesise(_parse(SynthesiseOptions, rest, "synthesise")))
+    print(synthesize(_parse(SynthesizeOptions, rest, "synthesise")))
     return 0
 
 
 def _ship(rest: list[str]) -> int:
-    from posefix_jax.training.package import ShipOptions, ship
+    from posefix_jax.training.package import PackageOptions, package
 
-    print(ship(_parse(ShipOptions, rest, "ship")))
+    print(package(_parse(PackageOptions, rest, "ship")))
     return 0
 
 
