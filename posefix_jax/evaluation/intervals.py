@@ -17,11 +17,11 @@ def wilson(count: ArrayLike, total: ArrayLike, z: float = 1.959964) -> tuple[np.
     count, total = np.broadcast_arrays(np.asarray(count, np.float64), np.asarray(total, np.float64))
     known = np.maximum(total, 1)
     share = count / known
-    centre = share + z**2 / (2 * known)
+    center = share + z**2 / (2 * known)
     half = z * np.sqrt(share * (1 - share) / known + z**2 / (4 * known**2))
     scale = 1 + z**2 / known
-    low = np.where(total > 0, np.maximum((centre - half) / scale, 0), 0.0)
-    return low, np.where(total > 0, np.minimum((centre + half) / scale, 1), 1.0)
+    low = np.where(total > 0, np.maximum((center - half) / scale, 0), 0.0)
+    return low, np.where(total > 0, np.minimum((center + half) / scale, 1), 1.0)
 
 
 def clustered(count: ArrayLike, total: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
