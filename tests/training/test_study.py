@@ -110,7 +110,7 @@ def test_estimate(folder, people, capsys):
 def test_synthesize(folder, prepared, capsys):
     preview = folder / "sheet.png"
     errors = ["--errors", "scalar", "none", "--error-weights", "3", "1"]
-    assert main(["synthesise", "--data", str(prepared), *errors, "--preview", str(preview), "--sample", "40"]) == 0
+    assert main(["synthesize", "--data", str(prepared), *errors, "--preview", str(preview), "--sample", "40"]) == 0
     shown = capsys.readouterr().out
     people = People((str(prepared),))
     labelled = [int((people[i].joints[:, 2] > 0).sum()) for i in range(len(people))]
@@ -118,7 +118,7 @@ def test_synthesize(folder, prepared, capsys):
     assert "miss" in shown and "four or more" in shown
     picture = cv2.imread(str(preview))
     assert picture.shape[1] == 5 * 240 + 4 * 6 and picture.std() > 20
-    assert main(["synthesise", "--data", str(prepared), "--errors", "posefxi", "--preview", str(preview)]) == 2
+    assert main(["synthesize", "--data", str(prepared), "--errors", "posefxi", "--preview", str(preview)]) == 2
     assert "did you mean 'posefix'" in capsys.readouterr().err
 
 
