@@ -219,7 +219,7 @@ class JointMap:
         """[K, 3] joints of a file in the refiner's order; those that the file lacks are missing."""
         return np.where(self.shared[:, None], joints[self._to_refiner], 0.0)
 
-    def to_file(self, joints: np.ndarray, new: np.ndarray, old: np.ndarray, scale) -> np.ndarray:
+    def to_file(self, joints: np.ndarray, new: np.ndarray, old: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """The file's joints with those replaced that differ between `old` and `new`; a joint that stayed keeps its values.
 
         Args:
