@@ -29,13 +29,14 @@ def synthesizer(skeleton):
         xy, present, kind = papers_errors(error_key, person)
 
         center = jax.random.categorical(center_key, jnp.where(person.labelled, 0.0, -jnp.inf))
+        center_xy = person.xy[center][None]
         radius = jnp.sqrt(person.area) * jax.random.uniform(radius_key, minval=RADIUS[0], maxval=RADIUS[1])
-        hidden = person.labelled & (jnp.linalg.norm(person.xy - person.xy[center], axis=-1) < radius)
+        hidden = person.labelled & (jnp.linalg.norm(person.xy - center_xy, axis=-1) < radius)
 
         joints = person.labelled.shape
         missing = hidden & (jax.random.uniform(missing_key, joints) < MISSING)
         angle = jax.random.uniform(angle_key, joints, maxval=2 * jnp.pi)
-        edge = person.xy[center] + radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        edge = center_xy + radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
         xy = jnp.where(hidden[:, None], edge, xy)
         return SyntheticPose(
             jnp.where(missing[:, None], 0.0, xy),
