@@ -1,11 +1,11 @@
-"""A minute's look at the figures that a change could spoil on a CPU: ratios to the machine, and to the last ones kept.
+"""Checks in one minute that a change did not slow things down on a CPU. Compares ratios with the last recorded ones.
 
     python benchmarks/guard.py [--write]
 
-`--write` keeps them in benchmarks/results/guard.jsonl. Each is a ratio within this run, so that it means the same on
-another machine: a large matrix product over the network's programs, refinement end to end over the bare forward pass,
-the start of Python over that of the command. `now/kept` of below 0.8 deserves a look; timings of a shared machine vary by a
-tenth.
+`--write` records them in benchmarks/results/guard.jsonl. Each figure is a ratio within this run, comparable between
+machines: the time of a large matrix product over that of the network's programs, of the bare forward pass over
+refinement end to end, and of starting Python over starting the command. Look into any `now/kept` below 0.8; on a shared
+machine timings vary by a tenth.
 """
 
 import argparse
@@ -26,8 +26,7 @@ from posefix_jax.refining.refiner import Refiner
 
 
 def programs() -> dict:
-    """A product of two matrices of 2048 x 2048 over the forward pass and the training step of ResNet-18, batch 8."""
-
+    """A product of two 2048 x 2048 matrices over the forward pass and the training step of ResNet-18, batch 8."""
     matrix, product = jnp.ones((2048, 2048)), jax.jit(jnp.matmul)
 
     def ratio(run) -> float:
@@ -40,7 +39,7 @@ def programs() -> dict:
 
 
 def refinement() -> dict:
-    """The shipped refiner on poses of a photograph at hand, over its forward pass on crops at hand."""
+    """The forward pass of the packaged refiner on given crops, over refining poses of a given photograph."""
     refiner = Refiner.load(batch_size=16)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (480, 640, 3), np.uint8)
@@ -55,7 +54,7 @@ def refinement() -> dict:
 
 
 def start() -> dict:
-    """Seconds of an interpreter, over those of `posefix --help`."""
+    """Seconds of starting Python, over those of `posefix --help`."""
 
     def of(*arguments: str) -> float:
         def run():

@@ -1,8 +1,8 @@
-"""A training run killed again and again (SIGKILL, at random moments of start-up, steps and saves) against a calm one.
+"""A training run that is killed again and again (SIGKILL, at random moments of start-up, steps and saves).
 
     python benchmarks/kills.py PREPARED [--kills 20] [--write]
 
-Both end with the same parameters, bit for bit, or it says so and exits with 1.
+Its parameters must equal those of an undisturbed run, bit for bit; otherwise the exit code is 1.
 """
 
 import argparse

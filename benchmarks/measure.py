@@ -26,7 +26,7 @@ def seconds(run: Callable[[], object], *, repeats: int = 5) -> list[float]:
 
 
 def peak_rates(dtype: DTypeLike) -> tuple[float, float]:
-    """What the device reaches now: operations per second of a large matrix product, bytes per second of a large copy."""
+    """The rates that the device reaches now: operations per second of a large matrix product, bytes per second of a copy."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((size, size), dtype)
     product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)

@@ -1,15 +1,15 @@
-"""Forward pass and training step against PyTorch and against the machine, turn about in one run.
+"""Forward pass and training step compared with PyTorch and with the limits of the machine.
 
     pip install torch
     python benchmarks/peer.py [--write] [--backbones resnet18 resnet50] [--crop 256 192] [--batch 8] [--rounds 5]
 
-The same network, inputs and precision: float32 on a CPU, bfloat16 on a GPU. PyTorch runs channels-last and through
-torch.compile (`--eager`: as written), ours with the compiler options of `posefix_jax.runtime.devices` (`--xla-defaults`:
-without) and the huge pages that the `posefix` command asks for (`--torch-huge-pages`: PyTorch too). Each side is a
-process of its own that waits while the other one works. `ratio` is our rate over PyTorch's, above 1 ours is faster, its
-spread is over the rounds. `operations` and `bytes` are the shares of the limits: the time that the compiled program's
-operations would take at the rate of a large matrix product, and its bytes at that of a large copy, over the time it took.
-XLA counts the bytes of every operation, those from caches too: that share may exceed 1.
+Both sides have the same network, inputs and precision: float32 on a CPU, bfloat16 on a GPU. PyTorch runs channels-last
+with torch.compile (`--eager`: without). Ours runs with the compiler options of `posefix_jax.runtime.devices`
+(`--xla-defaults`: without) and the huge pages of the `posefix` command (`--torch-huge-pages`: PyTorch too). Each side
+is a process of its own; they work alternately. `ratio` is our rate over PyTorch's: above 1, ours is faster. The spread
+is over the rounds. `operations` and `bytes` are shares of the machine's limits: the time that the program's operations
+would take at the rate of a large matrix product, and its bytes at the rate of a large copy, over the measured time. XLA
+counts bytes read from caches too, so that share may exceed 1.
 """
 
 import argparse
@@ -26,7 +26,7 @@ UNITS = {
     "resnet50": (True, (3, 4, 6, 3)),
     "resnet152": (True, (3, 8, 36, 3)),
 }
-"""backbone: with bottlenecks or not, units of each stage"""
+"""backbone: whether it has bottlenecks, and the units per stage"""
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def compare(backbone: str, options: argparse.Namespace) -> dict:
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise SystemExit(f"{backbone}: the {side} side ended with {process.wait()}; what it said stands above")
+            raise SystemExit(f"{backbone}: the {side} side ended with {process.wait()}; see its output above")
         return json.loads(line)
 
     found = {}
@@ -100,7 +100,8 @@ def compare(backbone: str, options: argparse.Namespace) -> dict:
 
 
 def serve(programs: dict) -> None:
-    """Runs the program each line names for two seconds or more; answers with the seconds of one run and its limits."""
+    """For each line: runs the program of that name for two seconds or more; prints the seconds per run and its
+    limits."""
     for line in sys.stdin:
         run, limits = programs[line.strip()]
         run()

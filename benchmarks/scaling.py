@@ -1,9 +1,9 @@
-"""What stands between one device and many: input, saving, collectives, memory.
+"""The cost of many devices: input, saving, collectives, memory.
 
     python benchmarks/scaling.py speed PREPARED [--write]     8 simulated devices against 1; input; a save; a host core
     python benchmarks/scaling.py size NETWORK HxW [--batch 32] [--write]     memory and collectives of 8 devices
 
-`speed` runs the tiny network of its constants; `size` compiles and runs nothing.
+`speed` runs the tiny network defined below; `size` only compiles.
 """
 
 import argparse
@@ -37,7 +37,7 @@ BATCH, STEPS = 32, 20
 
 
 def build(config: Config, spec: RefinerSpec, mesh):
-    """Optimiser and jitted step of a run over the mesh, as `posefix train` jits it."""
+    """Optimizer and jitted step of a run over the mesh, jitted as in `posefix train`."""
     optimizer = make_optimizer(config.optimizer, 1000)
     step = make_train_step(
         spec=spec,
@@ -58,7 +58,7 @@ def build(config: Config, spec: RefinerSpec, mesh):
 
 
 def per_step(state, step, batches, steps=STEPS) -> tuple[float, object]:
-    """Seconds a step after two that warm up, and the state they end in."""
+    """Seconds per step after two warm-up steps, and the final state."""
     root = jax.random.key(0)
     for _ in range(2):
         state, metrics = step(state, next(batches), root)

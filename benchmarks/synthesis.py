@@ -1,9 +1,9 @@
-"""Synthetic poses a second on one core, over the released sampler's rate on one core of the same kind of machine.
+"""Synthetic poses per second on one core, and their ratio to the released sampler's rate on the same kind of machine.
 
     python benchmarks/synthesis.py [--write]
 
-The bar is 100 times. Then every other variant, of 9 joints and 2 neighbours, and an error model with all that can be
-fitted.
+The target is 100 times its rate. Also measures every other variant, with 9 joints and 2 neighbors, and an error model
+with everything that can be fitted.
 """
 
 import os
@@ -21,11 +21,11 @@ from posefix_jax.core.synthesis import ERROR_MODELS, PAPER, VARIANTS, Person, Sy
 
 RELEASED = {
     "17 joints alone": (17, 0, 78),
-    "9 joints, 2 neighbours": (9, 2, 33),
-    "12 joints, 5 neighbours": (12, 5, 12),
+    "9 joints, 2 neighbors": (9, 2, 33),
+    "12 joints, 5 neighbors": (12, 5, 12),
 }
-"""case: labelled joints, neighbours, poses a second of the released sampler (TensorFlow 1 code, one core, measured on
-an idle machine of this size)"""
+"""case: labelled joints, neighbors, and poses per second of the released sampler (TensorFlow 1 code, one core of an
+idle machine of this size)"""
 BATCH = 4096
 
 
@@ -36,16 +36,16 @@ FITTED = replace(
 )
 
 
-def rate(synthesize: Synthesizer, labelled: int, neighbours: int) -> list[float]:
+def rate(synthesize: Synthesizer, labelled: int, neighbors: int) -> list[float]:
     rng = np.random.default_rng(0)
     xy = jnp.asarray(rng.uniform((60, 60), (130, 200), (17, 2)), jnp.float32)
     person = Person(
         xy=xy,
         labelled=jnp.arange(17) < labelled,
-        others_xy=jnp.asarray(rng.uniform((60, 60), (130, 200), (neighbours, 17, 2)), jnp.float32),
-        others_labelled=jnp.ones((neighbours, 17), bool),
+        others_xy=jnp.asarray(rng.uniform((60, 60), (130, 200), (neighbors, 17, 2)), jnp.float32),
+        others_labelled=jnp.ones((neighbors, 17), bool),
         area=jnp.float32(20000),
-        overlap=jnp.int32(neighbours),
+        overlap=jnp.int32(neighbors),
         detected_xy=xy[None] + 3,
         detected=jnp.ones((1, 17), bool),
     )
@@ -61,8 +61,8 @@ def figures_of(rates: list[float]) -> dict:
 if __name__ == "__main__":
     figures = {}
     paper = from_model(PAPER, COCO)
-    for name, (labelled, neighbours, released) in RELEASED.items():
-        figures[name] = figures_of(rate(paper, labelled, neighbours)) | {"released": released}
+    for name, (labelled, neighbors, released) in RELEASED.items():
+        figures[name] = figures_of(rate(paper, labelled, neighbors)) | {"released": released}
         figures[name]["ratio"] = round(figures[name]["poses_per_second"] / released, 1)
     variants = {name: make_synthesizer((name,), (), COCO) for name in (*ERROR_MODELS, *VARIANTS)}
     for name, synthesize in {**variants, "correlated, with lengths": from_model(FITTED, COCO)}.items():

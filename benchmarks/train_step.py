@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--write] [--batch 8]
 
-The bar is 5 %. The step without them is the same step on samples made beforehand.
+The limit is 5%. The step without them is the same step on samples prepared in advance.
 """
 
 import sys

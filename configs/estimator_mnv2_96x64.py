@@ -1,9 +1,9 @@
-"""The paper's IntegralPose in small: the refiner's network without an input pose, a plain estimator from boxes.
+"""A small version of the paper's IntegralPose: the refiner's network without input pose, which estimates from boxes.
 
     posefix train configs/estimator_mnv2_96x64.py
 
-Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands) and runs/mobilenet_v2.npz, which
-configs/lspet_mnv2_128x96.py tells how to get. The studies in docs/studies.md start from it.
+Needs prepared/lspet and prepared/coco (commands: docs/model-card.md) and runs/mobilenet_v2.npz (commands:
+configs/lspet_mnv2_128x96.py). The ablations in docs/studies.md start from it.
 """
 
 from posefix_jax.core.augment import AugmentConfig

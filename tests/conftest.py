@@ -1,8 +1,8 @@
-"""Eight simulated devices, set before jax starts; small people and refiners that tests share."""
+"""Eight simulated devices, set before jax starts; people and refiners that tests share."""
 
 import os
 
-# Tests compile more than they compute: without LLVM's optimisations they take a fifth less time.
+# Tests spend more time on compiling than on computing: without LLVM's optimizations they take a fifth less time.
 FLAGS = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -31,7 +31,7 @@ COMPILED = {
     "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="posefix-test-cache-"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
 }
-"""For the environment of processes that tests start."""
+"""Environment of the processes that tests start."""
 jax.config.update("jax_compilation_cache_dir", COMPILED["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -40,12 +40,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def golden_path():
-    """The path of a file of recorded outputs of the released code; skips where they are not at hand."""
+    """The path of a file with recorded outputs of the released code; skips if it is not available."""
 
     def find(name) -> Path:
         path = SHARED / "golden" / name
         if not path.is_file():
-            pytest.skip(f"recorded outputs of the released code are not here ({path})")
+            pytest.skip(f"recorded outputs of the released code are not available ({path})")
         return path
 
     return find
@@ -59,9 +59,9 @@ def golden(golden_path):
 
 @pytest.fixture
 def shared_data() -> Path:
-    """Real photographs and real detections; skips where they are not at hand."""
+    """Real photographs and detections; skips if they are not available."""
     if not (SHARED / "data").is_dir():
-        pytest.skip(f"the real photographs and detections are not here ({SHARED / 'data'})")
+        pytest.skip(f"real photographs and detections are not available ({SHARED / 'data'})")
     return SHARED / "data"
 
 
@@ -72,7 +72,7 @@ def tiny_spec() -> RefinerSpec:
 
 
 def identity_network(spec: RefinerSpec):
-    """A network that says that every joint is where its input says, as the exact one-hot map of that place."""
+    """A network that returns the input pose, as exact one-hot maps."""
 
     def network(variables, image, crop_xy, present):
         heat_xy = crop_to_heat(crop_xy, STRIDE, spec.model.frame)
@@ -83,7 +83,7 @@ def identity_network(spec: RefinerSpec):
 
 
 def make_people(folder: Path, *, images: int = 3, people: int = 2, seed: int = 0) -> tuple[Path, Path]:
-    """A COCO annotation file and photographs of noise with people of plausible proportions in them."""
+    """A COCO annotation file and its photographs: noise, with annotated people of plausible proportions."""
     rng = np.random.default_rng(seed)
     # A standing figure, unit height: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
     figure = np.array(
@@ -129,7 +129,7 @@ def category() -> dict:
 
 
 def detections_of(truth: Path, *, noise: float = 4.0, seed: int = 1) -> list[dict]:
-    """A results file's rows: every annotated person, joints moved by noise."""
+    """Rows of a results file: every annotated person, with noise on the joints."""
     rng = np.random.default_rng(seed)
     rows = []
     for entry in json.loads(truth.read_text())["annotations"]:

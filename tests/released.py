@@ -1,4 +1,4 @@
-"""The released code as it was recorded: its variables, rebuilt, and its sampler's inputs, put to ours."""
+"""Recordings of the released code: its variables, rebuilt, and the inputs of its sampler in our form."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def kernel(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The kernel that variable `name` was filled with before the recording: noise by a seed made of its name."""
+    """The kernel that variable `name` had in the recording: noise with a seed derived from the name."""
     seed = sum(i * ord(letter) for i, letter in enumerate(name, start=1)) % 2**31
     fan = 4 * shape[3] if name.startswith("up") else int(np.prod(shape[:3]))
     scale = 2.0 if name == "out/weights" else 0.5 if shape[2] == 20 and name.endswith("/conv1/weights") else 1.0
@@ -24,7 +24,7 @@ def kernel(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def released_variables() -> dict[str, np.ndarray]:
-    """All variables of the recorded ResNet-50, by the released code's names."""
+    """All variables of the recorded ResNet-50, by their names in the released code."""
     recorded = np.load(FIXTURES / "network_resnet50.npz")
     arrays = {
         name.removeprefix("variables/"): recorded[name] for name in recorded.files if name.startswith("variables/")
@@ -36,7 +36,7 @@ def released_variables() -> dict[str, np.ndarray]:
 
 @functools.cache
 def sampler(skeleton: Skeleton):
-    """(keys, case) -> `SyntheticPose`s of one person, one a key; compiled once a number of neighbours."""
+    """(keys, case) -> one `SyntheticPose` per key; compiled once per number of neighbors."""
 
     @jax.jit
     def draw(keys, case) -> SyntheticPose:
@@ -46,7 +46,7 @@ def sampler(skeleton: Skeleton):
 
 
 def sampler_case(recorded, name: str) -> dict:
-    """The arguments of `synthesize_pose` of one recorded case."""
+    """The arguments of `synthesize_pose` in one recorded case."""
     joints, near = recorded[f"{name}/in_joints"], recorded[f"{name}/in_near"]
     return {
         "xy": jnp.asarray(joints[:, :2], jnp.float32),
@@ -59,7 +59,7 @@ def sampler_case(recorded, name: str) -> dict:
 
 
 def write_bundle(prefix: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A TensorFlow checkpoint of float32 arrays in one shard: one block of entries without shared prefixes."""
+    """Writes a TensorFlow checkpoint of float32 arrays: one shard, one block of entries without shared prefixes."""
 
     def varint(value: int) -> bytes:
         low = bytes([value & 0x7F])

@@ -102,7 +102,7 @@ def test_refine_mistakes(files, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "none of the photographs" in refine(files["d"], tmp_path / "empty")
     assert "no such checkpoint folder" in refine(files["d"], files["images"], "--checkpoint", tmp_path / "none")
-    assert "no refiner checkpoint" in refine(files["d"], files["images"], "--checkpoint", tmp_path / "empty")
+    assert "not a refiner checkpoint" in refine(files["d"], files["images"], "--checkpoint", tmp_path / "empty")
     assert "--batch-size, --threads, --iterations and --part-rows must be positive" in refine(
         files["d"], files["images"], "--batch-size", "0"
     )

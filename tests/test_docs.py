@@ -48,3 +48,15 @@ def test_readmes_names_can_be_imported():
         assert imports
         exec("\n".join(imports), {})
     exec("from posefix_jax.core import heatmaps, geometry, losses, augment", {})
+
+
+def test_tests_that_docs_name_exist():
+    """`test_x.py::test_y`, and `::test_z` after it for another one of the same file."""
+    for page in PAGES:
+        file = None
+        for name, test in re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", page.read_text()):
+            if not name and not test:
+                continue
+            file = name or file
+            (path,) = (ROOT / "tests").rglob(file)
+            assert not test or f"def {test}(" in path.read_text(), f"{page.name} names {file}::{test}"

@@ -1,4 +1,4 @@
-"""The house: no folder imports from one above it, and some libraries have one importer."""
+"""The layers: no folder imports from one above it, and some libraries have a single importer."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "posefix_jax"
 
-# From the bottom up: a folder imports only from folders before it in this list.
+# From the bottom up: a folder imports only from the floors before its own.
 FLOORS = [
     {"types", "moved"},
     {"files"},
@@ -74,7 +74,7 @@ def test_every_module_has_a_floor():
 
 
 def test_jax_stays_out_of_files_and_reports():
-    """Who reads a file or draws a page waits for no backend. Grain imports jax itself, if it is there."""
+    """Reading a file or drawing a page must not wait for a backend. Grain imports jax itself if it is installed."""
     modules = [module_of(path) for path in FILES if module_of(path).split(".")[0] in NO_JAX]
     modules.remove("data.pipeline")
     code = "import sys, importlib\n"
@@ -90,7 +90,7 @@ def test_no_file_is_much_over_400_lines():
     } == {}
 
 
-def test_names_from_before_the_folders_are_the_same_modules():
+def test_old_module_names_give_the_same_modules():
     code = "from posefix_jax.config import Config\nfrom posefix_jax.step import InputConfig\n"
     code += "from posefix_jax.skeleton import COCO, Skeleton, load_skeleton\n"
     code += "from posefix_jax.synthesis.error_model import ErrorModel\n"

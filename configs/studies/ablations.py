@@ -1,10 +1,10 @@
-"""The paper's figure 6 and table 1 in small: forms of input and output, terms of the loss, no input pose, end to end.
+"""The paper's figure 6 and table 1 at a small size: forms of input and output, loss terms, no input pose, end to end.
 
     posefix train configs/estimator_mnv2_96x64.py
     posefix study configs/studies/ablations.py --out runs/ablations
 
-Every run starts from the same estimator, which never saw a pose, and sees two epochs of athletes. About three minutes a
-run on 2 CPU cores. Scores, and how the folders are prepared: docs/studies.md.
+Every run trains for two epochs from the same estimator, which never saw an input pose. About three minutes per run on 2
+CPU cores. Scores, and commands to prepare the folders: docs/studies.md.
 """
 
 from dataclasses import replace

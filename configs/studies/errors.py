@@ -1,14 +1,14 @@
-"""What a refiner should learn from: the paper's errors against fitted, scalar, gaussian, real and no errors.
+"""Which errors to train a refiner with: the paper's, fitted, scalar, Gaussian, real, or none.
 
     posefix train configs/lspet_mnv2_128x96.py
-    posefix analyse fit lspet/detections/movenet_lightning_int8_train.json \
+    posefix analyze fit lspet/detections/movenet_lightning_int8_train.json \
         --annotations lspet/annotations/person_keypoints_train.json --out runs/fitted.json --no-together
-    posefix analyse fit lspet/detections/movenet_lightning_int8_train.json \
+    posefix analyze fit lspet/detections/movenet_lightning_int8_train.json \
         --annotations lspet/annotations/person_keypoints_train.json --out runs/correlated.json --offsets
     posefix study configs/studies/errors.py --out runs/study
 
-Every run goes on for one epoch from the same small refiner, which learned from the paper's errors and real ones. About
-three minutes a run on 2 CPU cores. Scores, and how the folders are prepared: docs/studies.md.
+Every run trains for one epoch from the same small refiner, which was trained with the paper's errors and real ones.
+About three minutes per run on 2 CPU cores. Scores, and commands to prepare the folders: docs/studies.md.
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""Random crops, on the device: where the crop lies in the patch, what is in it, and its colours.
+"""Random crops on the device: their place in the patch, their colors, and parts covered at random.
 
-Every draw takes a `strength`, 1 for the full range that the config gives and less for a part of it; traced.
+Every draw takes a traced `strength`: 1 for the config's full range, less for a part of it.
 """
 
 from dataclasses import dataclass
@@ -17,32 +17,32 @@ Strength = float | Float[Array, ""]
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training crops vary. Static under `jit`. Defaults: the released code's, shift and colour apart."""
+    """How training crops vary. Static under `jit`. Defaults as in the released code."""
 
     scale: float = 0.3
-    """the crop region's size is multiplied by N(1, this), clipped to 1 +- this"""
+    """the size of the crop region is multiplied by N(1, this), clipped to 1 +- this"""
     rotation: float = 40.0
     """degrees; N(0, this) clipped to twice this"""
     rotation_probability: float = 0.6
-    """how many of the crops are rotated at all"""
+    """share of crops that are rotated"""
     flip_probability: float = 0.5
-    """how many of the crops are mirrored"""
+    """share of crops that are mirrored"""
     shift: float = 0.0
-    """the crop's centre moves by up to this share of its width and height"""
+    """the center of the crop moves by up to this share of its width and height"""
     colour: float = 0.0
-    """brightness, and contrast, vary by up to this share; the channels' contrast a little by itself"""
+    """brightness and contrast vary by up to this share; each channel's contrast by another 0.3 of that"""
     erase: float = 0.0
-    """how many of the crops lose one to three rectangles, each side 0.1 to 0.35 of the crop's, to one flat colour"""
+    """share of crops with one to three rectangles covered by a flat color, each side 0.1 to 0.35 of the crop's"""
     half_body: float = 0.0
-    """how many of the crops are laid around the upper or the lower half of the body"""
+    """share of crops placed around the upper or the lower half of the body"""
     full_epochs: int = 0
-    """epochs at full strength; later ones vary half as much and erase half as often; 0 for all of them"""
+    """epochs at full strength; later epochs vary half as much and erase half as often; 0: all at full strength"""
 
     def __post_init__(self):
         if not 0 <= self.scale <= 0.3 or not 0 <= self.shift <= 0.1:
             raise PosefixError(
-                "patches are cut for scale up to 0.3 and shift up to 0.1; "
-                f"found augment.scale {self.scale}, augment.shift {self.shift}"
+                "patches have room for augment.scale up to 0.3 and augment.shift up to 0.1; "
+                f"found {self.scale} and {self.shift}"
             )
         for name in ("rotation_probability", "flip_probability", "colour", "erase", "half_body"):
             if not 0 <= getattr(self, name) <= 1:
@@ -51,7 +51,7 @@ class AugmentConfig:
             raise PosefixError(f"augment.full_epochs must not be negative, found {self.full_epochs}")
 
     def strength(self, epoch: Int[Array, ""]) -> Float[Array, ""]:
-        """Of an epoch's draws."""
+        """The strength of an epoch's draws."""
         return jnp.where(epoch < self.full_epochs, 1.0, 0.5) if self.full_epochs else jnp.float32(1.0)
 
 
@@ -64,16 +64,16 @@ def random_crop_affine(
     *,
     strength: Strength = 1.0,
 ) -> tuple[Float[Array, "2 3"], Float[Array, ""], Bool[Array, ""]]:
-    """Draws scale, rotation, shift and flip for one crop.
+    """Draws scale, rotation, shift and mirror of one crop.
 
     Args:
-      box: the unaugmented crop region (x, y, w, h) at the crop's aspect, patch pixels.
-      config: static.
-      crop_hw: static.
-      frame: static.
+      key: consumed once.
+      box: the crop region (x, y, w, h) without augmentation, at the crop's aspect, patch pixels.
+      config, crop_hw, frame: static.
+      strength: traced.
 
     Returns:
-      The affine from patch to crop pixels, the square of its scale (for areas), and whether it mirrors.
+      The affine from patch to crop pixels, the square of its scale (to convert areas), and whether it mirrors.
     """
     keys = dict(zip(("scale", "rotation", "rotate", "flip", "shift"), jax.random.split(key, 5), strict=True))
     spread = config.scale * strength
@@ -88,7 +88,7 @@ def random_crop_affine(
 
 
 def warp(patch: UInt8[Array, "P Q 3"], affine: Float[Array, "2 3"], crop_hw: tuple[int, int]) -> Float[Array, "H W 3"]:
-    """Bilinear crop of a patch, black outside, 0..255.
+    """A bilinear crop of a patch, 0..255, black outside.
 
     Args:
       affine: patch to crop pixels, invertible.
@@ -122,7 +122,7 @@ def warp(patch: UInt8[Array, "P Q 3"], affine: Float[Array, "2 3"], crop_hw: tup
 def random_color(
     key: Key[Array, ""], crop: Float[Array, "H W 3"], amount: float, *, strength: Strength = 1.0
 ) -> Float[Array, "H W 3"]:
-    """Scales contrast and shifts brightness, all channels together and each a little by itself; 0..255."""
+    """Scales the contrast, a little differently for each channel, and shifts the brightness; 0..255."""
     if not amount:
         return crop
     amount = amount * strength
@@ -136,19 +136,19 @@ def random_color(
 def random_erase(
     key: Key[Array, ""], crop: Float[Array, "H W 3"], probability: float, *, strength: Strength = 1.0
 ) -> Float[Array, "H W 3"]:
-    """Covers, with this probability, up to three rectangles of the crop by a colour each: stands in for occlusion."""
+    """Imitates occlusion: with this probability, covers one to three rectangles of the crop with a flat color each."""
     if not probability:
         return crop
-    use_key, count_key, size_key, place_key, colour_key = jax.random.split(key, 5)
+    use_key, count_key, size_key, place_key, color_key = jax.random.split(key, 5)
     extent = jnp.asarray(crop.shape[:2], jnp.float32)[None]
     size = extent * jax.random.uniform(size_key, (3, 2), minval=0.1, maxval=0.35)
     start = (extent - size) * jax.random.uniform(place_key, (3, 2))
-    colour = 255 * jax.random.uniform(colour_key, (3, 3))
+    color = 255 * jax.random.uniform(color_key, (3, 3))
     count = jnp.where(jax.random.bernoulli(use_key, probability * strength), jax.random.randint(count_key, (), 1, 4), 0)
     rows, columns = (jnp.arange(side, dtype=jnp.float32) for side in crop.shape[:2])
     rows, columns = rows[:, None], columns[None]
     for i in range(3):
         (top, left), (bottom, right) = start[i], start[i] + size[i]
         covered = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right) & (i < count)
-        crop = jnp.where(covered[..., None], colour[i], crop)
+        crop = jnp.where(covered[..., None], color[i], crop)
     return crop

@@ -68,7 +68,7 @@ DECODERS: Mapping[str, Callable[..., Float[Array, "B K 2"]]] = {
     "soft-argmax": decode_soft_argmax,
     "argmax": decode_argmax,
 }
-"""By `DecodeConfig.method`. Arguments: logits by view, mean probability, the scale of KS in cells (2 sigma sqrt(area)), spec."""
+"""By `DecodeConfig.method`. Arguments: logits by view, their mean probability, scale of KS in cells, spec."""
 
 
 def moves(

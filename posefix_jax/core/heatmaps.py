@@ -1,7 +1,7 @@
-"""Poses as maps and back: coarse in (Gaussians), fine out (one-hot targets, soft-argmax, best expected KS).
+"""Poses to maps and back. In: Gaussians (coarse). Out: one-hot targets, soft-argmax, best expected KS (fine).
 
-One person a call, `vmap` to batch; crop pixels or heatmap cells as the names say; maps are [H, W, K]. Sizes,
-strides and frames are static.
+One person per call; `vmap` to batch. Coordinates are crop pixels (`crop_xy`) or heatmap cells (`heat_xy`); maps are
+[H, W, K]. Sizes are static.
 """
 
 from typing import NamedTuple
@@ -12,21 +12,26 @@ from jaxtyping import Array, Bool, Float
 
 
 class SeparableMaps(NamedTuple):
-    """Maps whose every value is one of its row times one of its column: those of a pose, which need not be drawn."""
+    """Maps that are the outer product of a value per row and a value per column. Layers can use them undrawn."""
 
     rows: Float[Array, "*B H K"]
     columns: Float[Array, "*B W K"]
 
     def drawn(self) -> Float[Array, "*B H W K"]:
+        """The full maps."""
         return self.rows[..., :, None, :] * self.columns[..., None, :, :]
 
 
 def gaussians(
     crop_xy: Float[Array, "K 2"], present: Bool[Array, " K"], *, crop_hw: tuple[int, int], sigma: float
 ) -> SeparableMaps:
-    """The coarse input pose: a Gaussian of height 1 a joint, `sigma` in crop pixels. Paper, section 5.2.
+    """The coarse input pose: one Gaussian of height 1 per joint. Paper, section 5.2.
 
-    A joint that is not present has an empty map, whatever its coordinates hold.
+    Args:
+      crop_xy: joints; may hold anything, NaN included, where not present.
+      present: where False the map is empty.
+      crop_hw: size of the maps.
+      sigma: standard deviation, crop pixels.
     """
     xy = jnp.where(present[:, None], crop_xy, 0.0)
     rows = jnp.exp(-0.5 * ((jnp.arange(crop_hw[0], dtype=xy.dtype)[:, None] - xy[None, :, 1]) / sigma) ** 2)
@@ -35,7 +40,7 @@ def gaussians(
 
 
 def _hat(position: Float[Array, " K"], size: int) -> Float[Array, "S K"]:
-    """Linear weights of the two cells around each position; cells outside drop out, the rest sum to 1."""
+    """Linear weights of the two cells around each position. Cells outside the map drop out; the rest sum to 1."""
     distance = jnp.abs(jnp.arange(size, dtype=position.dtype)[:, None] - position[None, :])
     weight = jnp.maximum(1.0 - distance, 0.0)
     total = weight.sum(axis=0, keepdims=True)
@@ -45,7 +50,7 @@ def _hat(position: Float[Array, " K"], size: int) -> Float[Array, "S K"]:
 def one_hot(heat_xy: Float[Array, "K 2"], heat_hw: tuple[int, int]) -> SeparableMaps:
     """The fine target: bilinear weights of the cells around each joint. Paper, section 5.2.
 
-    Corners outside the map drop out and the rest are renormalised; a joint a whole cell outside has an empty map.
+    Cells outside the map drop out and the rest are renormalized. A joint a whole cell outside has an empty map.
     """
     return SeparableMaps(_hat(heat_xy[:, 1], heat_hw[0]), _hat(heat_xy[:, 0], heat_hw[1]))
 
@@ -56,10 +61,10 @@ def probabilities(logits: Float[Array, "h w K"]) -> Float[Array, "h w K"]:
 
 
 def argmax(heatmap: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
-    """The highest cell of each joint's map, a quarter of a cell towards its higher neighbour along each axis.
+    """The highest cell of each joint's map, moved a quarter cell toward its higher neighbor along each axis.
 
-    Along an axis at whose end it lies it stays.
-    The usual decoding of maps trained to be Gaussians (Newell et al., ECCV 2016).
+    On the border it does not move along that axis. The usual decoding of maps trained to be Gaussians (Newell et al.,
+    ECCV 2016).
     """
     h, w, k = heatmap.shape
     best = heatmap.reshape(h * w, k).argmax(axis=0)
@@ -72,7 +77,7 @@ def argmax(heatmap: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
 
 
 def soft_argmax(probability: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
-    """The mean position under each joint's probability map, in heatmap cells. Inverts `one_hot`."""
+    """The mean position under each joint's probability map, in heatmap cells. The inverse of `one_hot`."""
     h, w, _ = probability.shape
     x = jnp.einsum("wk,w->k", probability.sum(axis=0), jnp.arange(w, dtype=jnp.float32))
     y = jnp.einsum("hk,h->k", probability.sum(axis=1), jnp.arange(h, dtype=jnp.float32))
@@ -94,12 +99,12 @@ def _ks_kernels(probability, heat_xy, scale):
 def expected_ks(
     probability: Float[Array, "h w K"], heat_xy: Float[Array, "K 2"], scale: Float[Array, " K"]
 ) -> Float[Array, " K"]:
-    """The keypoint similarity that a guess will score if the joint lies where the map says it may.
+    """The expected keypoint similarity of a position, if the map is the probability of the true one.
 
     Args:
       probability: each joint's map sums to 1.
-      heat_xy: the guess, heatmap cells.
-      scale: 2 sigma sqrt(area) in cells, the standard deviation of KS as a function of distance.
+      heat_xy: the position, heatmap cells.
+      scale: 2 sigma sqrt(area) in cells: the standard deviation of KS as a Gaussian of the distance.
     """
     rows, columns = _ks_kernels(probability, heat_xy, scale)
     return jnp.einsum("hwk,hk,wk->k", probability, rows, columns)
@@ -110,9 +115,13 @@ def best_expected_ks(
 ) -> Float[Array, "K 2"]:
     """The position with the highest expected KS under each joint's map, in heatmap cells.
 
-    KS is a Gaussian of the distance, so its expectation is the map blurred; the best cell is climbed from by
-    mean shift, which never goes down. Where the map has two modes the soft-argmax lies between them, this on
-    the better one.
+    KS is a Gaussian of the distance, so the expected KS is the blurred map. Mean shift climbs from its best cell and
+    never goes down. Of two modes this finds the better one; the soft-argmax lies between them.
+
+    Args:
+      probability: each joint's map sums to 1.
+      scale: as in `expected_ks`.
+      iterations: of mean shift.
     """
     h, w, _ = probability.shape
     rows = jnp.arange(h, dtype=jnp.float32)

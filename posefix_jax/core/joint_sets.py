@@ -52,7 +52,7 @@ def _skeleton(
     never: tuple[int, ...] = (),
     pairs: tuple[tuple[int, int], ...] = (),
 ) -> Skeleton:
-    """Builds from words: `left_x`/`right_x` are twins (and `pairs`), limbs are `a-b` words."""
+    """A skeleton from words: `left_x` and `right_x` are twins, as are `pairs`; a limb is `a-b`."""
     names = tuple(joints.split())
     pairs += tuple((i, names.index("right_" + joint[5:])) for i, joint in enumerate(names) if joint.startswith("left_"))
     bones = tuple(tuple(names.index(end) for end in limb.split("-")) for limb in limbs.split())
@@ -93,8 +93,8 @@ COCO = _skeleton(
     + "nose-left_eye nose-right_eye left_eye-left_ear right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
 )
 
-# The 17 slots of PoseTrack 2018 files; the ears are never annotated. Sigmas as COCO's, neck and head top
-# with COCO's largest face sigma (the benchmark itself scores by head size, not by OKS).
+# The 17 slots of PoseTrack 2018 files; the ears are never annotated. COCO's sigmas; neck and head top have COCO's
+# largest face sigma (the benchmark itself scores by head size, not by OKS).
 POSETRACK = _skeleton(
     "posetrack",
     "nose head_bottom head_top left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
@@ -122,8 +122,8 @@ CROWDPOSE = _skeleton(
     _ARMS + "top_head-neck neck-left_shoulder neck-right_shoulder",
 )
 
-# COCO's sigmas by kind of joint; feet as in COCO-WholeBody; necks and heads as CrowdPose's; what has none of its own
-# takes its neighbour's.
+# COCO's sigmas by kind of joint; feet from COCO-WholeBody, necks and heads from CrowdPose. Joints without a measured
+# sigma have that of the nearest joint.
 _SIGMAS = {
     **{"nose": 0.026, "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062, "hip": 0.107},
     **{"knee": 0.087, "ankle": 0.089, "neck": 0.079, "head": 0.079, "head_top": 0.079, "thorax": 0.079},
@@ -133,14 +133,14 @@ _SIGMAS = {
 
 
 def _body(name: str, joints: str, limbs: str = "") -> Skeleton:
-    """As `_skeleton`, sigmas by the kind of joint."""
+    """As `_skeleton`, with sigmas by the kind of joint."""
     sigmas = [_SIGMAS[joint.removeprefix("left_").removeprefix("right_")] for joint in joints.split()]
     return _skeleton(name, joints, sigmas, _ARMS + limbs)
 
 
 _OPENPOSE_ARMS = "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist "
 _OPENPOSE_REST = "right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear "
-# OpenPose's two bodies, MediaPipe's (BlazePose), AlphaPose's Halpe-26, MPII: order as in their documentation.
+# OpenPose's two bodies, MediaPipe's BlazePose, AlphaPose's Halpe-26, MPII: joint order as documented by each.
 OPENPOSE18 = _body("openpose18", _OPENPOSE_ARMS + _OPENPOSE_REST, "nose-neck")
 OPENPOSE25 = _body(
     "openpose25",
@@ -172,7 +172,7 @@ MPII = _body(
 
 
 def _mirrored(*runs: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
-    """Pairs of face landmarks, numbered from 0 in the skeleton's joints 23 on: (first, last, sum of a pair)."""
+    """Flip pairs of face landmarks, which begin at joint 23, from runs of (first, last, sum of a pair)."""
     return tuple((23 + i, 23 + total - i) for first, last, total in runs for i in range(first, last + 1))
 
 
@@ -181,7 +181,7 @@ _HAND = " ".join(
     + [f"{{0}}_{f}{i}" for f in "thumb forefinger middle_finger ring_finger pinky_finger".split() for i in range(1, 5)]
 )
 _HAND_SIGMAS = "29 22 35 37 47 26 25 24 35 18 24 22 26 17 21 21 32 20 19 22 31 "
-# Names, order, mirror and sigmas (here in thousandths) of the COCO-WholeBody evaluation: body, feet, 68 face landmarks,
+# Names, order, flip pairs and sigmas (in thousandths) of the COCO-WholeBody evaluation: body, feet, 68 face landmarks,
 # left hand, right hand.
 WHOLEBODY = _skeleton(
     "coco-wholebody",
@@ -210,10 +210,10 @@ WHOLEBODY = _skeleton(
     + _mirrored((48, 50, 102), (55, 56, 114), (60, 61, 124), (65, 65, 132)),
 )
 WHOLEBODY_KEYS = {"keypoints": 17, "foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21}
-"""The lists of a COCO-WholeBody entry, in joint order, and how many joints each holds."""
+"""The keypoint lists of a COCO-WholeBody entry, in joint order, and the number of joints in each."""
 
-# Names as in AP-10K's annotation files. The sigmas are those that its published figures were made with: COCO's by
-# position, not by kind of joint (so left and right differ).
+# Names as in AP-10K's annotation files. The sigmas are those behind its published scores: COCO's by index, not by kind
+# of joint, so left and right differ.
 AP10K = _skeleton(
     "ap10k",
     "left_eye right_eye nose neck root_of_tail left_shoulder left_elbow left_front_paw right_shoulder right_elbow "
@@ -238,7 +238,7 @@ def load_skeleton(name_or_file: str) -> Skeleton:
     """A built-in skeleton by name, or one from a JSON file (`Skeleton.to_dict`'s form).
 
     Raises:
-      PosefixError: for an unknown name, a file that is not there, or one that is not a skeleton.
+      PosefixError: an unknown name, a missing file, or a file that is not a skeleton.
     """
     if name_or_file in SKELETONS:
         return SKELETONS[name_or_file]
@@ -254,11 +254,14 @@ def load_skeleton(name_or_file: str) -> Skeleton:
 
 
 def skeleton_from_category(category: Mapping) -> Skeleton:
-    """The skeleton of a COCO `categories` entry; a built-in one where the joints have the same names in the same order.
+    """The skeleton of a COCO `categories` entry.
 
-    A foreign joint set takes `sigmas` from the entry if it has them, else COCO's for joints of the same kind and 0.08
-    (the mean of COCO's body) for others, marked as guessed. Limbs serve only to draw: those that do not fit are left out
-    with a warning.
+    A built-in one if its joints have the same names in the same order. Otherwise the sigmas are the entry's `sigmas`,
+    or a guess marked as such: COCO's for joints of the same kind, 0.08 (the mean of COCO's body) for the rest. Limbs
+    are only drawn: those that do not fit are dropped with a warning.
+
+    Raises:
+      PosefixError: the entry has no list of joint names, or other fields that are not a skeleton.
     """
     joints = category.get("keypoints", ())
     if not isinstance(joints, list | tuple) or not all(isinstance(joint, str) for joint in joints):
@@ -286,7 +289,7 @@ def skeleton_from_category(category: Mapping) -> Skeleton:
 
 
 def _limbs(pairs, count: int, name: str) -> list[tuple[int, int]]:
-    """Index pairs of a category's limbs, which count joints from 1."""
+    """Index pairs of a category's limbs, which number joints from 1."""
     limbs, left_out = [], []
     for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
         fits = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
@@ -296,7 +299,7 @@ def _limbs(pairs, count: int, name: str) -> list[tuple[int, int]]:
             left_out.append(pair)
     if left_out:
         warn_once(
-            f"the skeleton of category {name!r} has limbs that are no pairs of its {count} joints: "
+            f"the skeleton of category {name!r} has limbs that are not pairs of its {count} joints: "
             f"{', '.join(map(str, left_out[:4]))}; they are not drawn"
         )
     return limbs

@@ -1,4 +1,4 @@
-"""The cross-entropy-based integral loss. Paper, section 5.2; REFERENCE of the numbers: the released main/model.py."""
+"""The integral loss based on cross-entropy. Paper, section 5.2; averaging as in the released main/model.py."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,25 +13,23 @@ from posefix_jax.types import PosefixError
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Which terms the loss has. Static under `jit`. Paper, section 6 and figure 6."""
+    """The terms of the loss. Static under `jit`. Paper, section 6 and figure 6."""
 
     heatmap: Literal["one-hot", "gaussian", "none"] = "one-hot"
     """one-hot: cross-entropy to the bilinear one-hot target; gaussian: squared error to a Gaussian map (the paper's
-    coarse-to-coarse; with coordinate off and decode.method argmax); none"""
+    coarse-to-coarse; needs coordinate off and decode.method argmax); none"""
     coordinate: bool = True
-    """the L1 distance of the soft-argmax"""
+    """add the L1 distance of the soft-argmax"""
     sigma: float = 2.0
-    """of the Gaussian target, heatmap cells"""
+    """standard deviation of the Gaussian target, heatmap cells"""
 
     def __post_init__(self):
         if self.heatmap not in ("one-hot", "gaussian", "none"):
             raise PosefixError(f"loss.heatmap must be one-hot, gaussian or none, found {self.heatmap!r}")
         if self.heatmap == "none" and not self.coordinate:
-            raise PosefixError("the loss has no term: loss.heatmap is none and loss.coordinate off")
+            raise PosefixError("the loss has no term: loss.heatmap is none and loss.coordinate is off")
         if self.heatmap == "gaussian" and self.coordinate:
-            raise PosefixError(
-                "a map trained by squared error is no probability: set loss.coordinate off with gaussian"
-            )
+            raise PosefixError("with loss.heatmap gaussian the map is not a probability: set loss.coordinate off")
         if self.sigma <= 0:
             raise PosefixError(f"loss.sigma must be positive, found {self.sigma}")
 
@@ -48,17 +46,17 @@ def integral_loss(
 ) -> dict[str, Float[Array, ""]]:
     """Both terms: heatmap (cross-entropy to the bilinear one-hot target) and coordinate (L1 of the soft-argmax).
 
-    Each is averaged over all batch x joints (x 2 for the coordinate); joints that are not valid count as 0, as in
-    the released code. Computed in float32.
+    Each is a mean over batch and joints (and both coordinates). Joints that are not valid count as 0, as in the
+    released code. Computed in float32.
 
     Args:
       logits: any float dtype.
-      heat_xy: targets in heatmap cells; may be anything where not valid.
-      valid: annotated, and inside the map.
-      config: static. A Gaussian target's squared error is summed over the map.
+      heat_xy: targets, heatmap cells; may hold anything where not valid.
+      valid: annotated and inside the map.
+      config: static. The squared error to a Gaussian target is summed over the map.
 
     Returns:
-      `heatmap` and `coordinate`, 0 for one that is off; their unweighted sum is the paper's loss.
+      `heatmap` and `coordinate`, 0 if off. Their unweighted sum is the paper's loss.
     """
     logits = logits.astype(jnp.float32)
     heat_xy = jnp.where(valid[..., None], heat_xy, 0.0)

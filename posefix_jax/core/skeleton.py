@@ -1,4 +1,4 @@
-"""Which joints a pose has, and what is known of each."""
+"""The joints of a pose, and how joints of two sets are matched by name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ class Skeleton:
     """The joints of a pose. Frozen, hashed by value: static under `jit`.
 
     Attributes:
-      name: as in `SKELETONS`, or the file's.
+      name: a key of `joint_sets.SKELETONS`, or the name in the file.
       joints: joint names in array order.
       flip_pairs: index pairs that a mirror exchanges.
-      sigmas: OKS falloff per joint, the `sigma` of KS = exp(-d^2 / (2 area (2 sigma)^2)).
+      sigmas: OKS falloff per joint: KS = exp(-d^2 / (2 area (2 sigma)^2)).
       limbs: index pairs to draw.
-      groups: per joint, the row of an error model that it takes (`wrist`, `hip`, ...).
-      never_annotated: indices of joints that its data sets have a slot for and never fill.
-      sigmas_guessed: nobody measured the sigmas for these joints; commands that use them say so.
+      groups: per joint, its row in an error model (`wrist`, `hip`, ...).
+      never_annotated: indices of joints that the files have a slot for but never annotate.
+      sigmas_guessed: nobody measured the sigmas of these joints; commands that use them warn.
 
     Raises:
-      PosefixError: when lengths or indices do not fit together.
+      PosefixError: lengths or indices do not fit.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Skeleton:
             raise PosefixError(f"skeleton {self.name}: never_annotated has an index outside 0..{count - 1}")
         paired = [i for pair in self.flip_pairs for i in pair]
         if len(set(paired)) != len(paired):
-            raise PosefixError(f"skeleton {self.name}: a joint stands in two flip_pairs")
+            raise PosefixError(f"skeleton {self.name}: a joint is in two flip_pairs")
 
     @property
     def num_joints(self) -> int:
@@ -64,7 +64,7 @@ class Skeleton:
 
     @cached_property
     def flip_index(self) -> np.ndarray:
-        """[K] the joint that each becomes in a mirror: its twin, or itself."""
+        """[K] the joint that each joint becomes in a mirror: its twin, or itself."""
         index = np.arange(self.num_joints)
         for a, b in self.flip_pairs:
             index[a], index[b] = b, a
@@ -77,10 +77,11 @@ class Skeleton:
 
     @cached_property
     def lower_body(self) -> np.ndarray:
-        """[K] hips and below; all False for a skeleton without such groups."""
+        """[K] whether the joint is a hip or below; all False for a skeleton without such groups."""
         return np.isin(self.groups, ("hip", "knee", "ankle"))
 
     def to_dict(self) -> dict:
+        """Fields for JSON; `from_dict` is the inverse."""
         return {
             "name": self.name,
             "joints": list(self.joints),
@@ -94,7 +95,11 @@ class Skeleton:
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> "Skeleton":
-        """The inverse of `to_dict`; flip pairs and limbs may also name joints."""
+        """The inverse of `to_dict`. Flip pairs and limbs may also name joints; groups are optional.
+
+        Raises:
+          PosefixError: a field is missing or of the wrong type.
+        """
         try:
             joints = tuple(fields["joints"])
 
@@ -120,7 +125,7 @@ class Skeleton:
 
 
 def canonical(joint: str) -> str:
-    """A joint's name as names are compared: lower case, words joined by `_`, the side first.
+    """A joint's name in the form that names are compared in: lower case, words joined by `_`, the side first.
 
     `Left Eye`, `left-eye`, `LEFT_EYE`, `leftEye` and `eye_l` are all `left_eye`.
     """
@@ -134,15 +139,18 @@ def canonical(joint: str) -> str:
 
 
 _SAME = {"top_head": "head_top", "head": "head_top", "pelvis": "mid_hip"}
-"""Other names of a joint: CrowdPose's and Halpe's `head` is the top of the head."""
+"""Synonyms. The `head` of CrowdPose and Halpe is the top of the head."""
 
 
 def comparable_names(joints: Sequence[str]) -> tuple[str, ...]:
-    """The names by which joints of two sets are matched; as precise as it takes to tell those of this set apart."""
+    """The names by which joints of two sets are matched.
+
+    Synonyms and spelling are ignored as far as the joints of this set stay distinct.
+    """
     return _comparable_names(tuple(joints))
 
 
-@lru_cache(maxsize=256)  # conversions ask for every person
+@lru_cache(maxsize=256)  # conversions ask once per person
 def _comparable_names(joints: tuple[str, ...]) -> tuple[str, ...]:
     plain = tuple(canonical(joint) for joint in joints)
     for names in (tuple(_SAME.get(name, name) for name in plain), plain):
@@ -152,7 +160,7 @@ def _comparable_names(joints: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def group_of(joint: str) -> str:
-    """The error-model group of a joint by its name: `left_wrist` -> `wrist`; unknown names -> `other`."""
+    """The error-model group of a joint, by its name: `left_wrist` -> `wrist`; an unknown name -> `other`."""
     stem = re.sub(r"_\d+$", "", kind_of(joint))  # face-0 .. face-67 of COCO-WholeBody
     known = {"eye": "face", "ear": "face", "head_top": "head", "head_bottom": "head", "top_head": "head"}
     known |= {"front_paw": "wrist", "back_paw": "ankle"}
@@ -162,12 +170,12 @@ def group_of(joint: str) -> str:
 
 
 def kind_of(joint: str) -> str:
-    """A joint's canonical name less its side."""
+    """A joint's canonical name without its side."""
     return canonical(joint).removeprefix("left_").removeprefix("right_")
 
 
 def joints_in(wanted: Sequence[str], given: Sequence[str]) -> np.ndarray:
-    """[len(wanted)] where each joint stands in `given`, by name; -1 where it does not."""
+    """[len(wanted)] the index of each joint in `given`, by name; -1 if it is not there."""
     place = {name: index for index, name in enumerate(comparable_names(given))}
     return np.array([place.get(name, -1) for name in comparable_names(wanted)])
 
@@ -211,7 +219,7 @@ class JointMap:
         """[K, 3] joints of a file in the refiner's order; those that the file lacks are missing."""
         return np.where(self.shared[:, None], joints[self._to_refiner], 0.0)
 
-    def to_file(self, joints: np.ndarray, new: np.ndarray, old: np.ndarray, scale) -> np.ndarray:
+    def to_file(self, joints: np.ndarray, new: np.ndarray, old: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """The file's joints with those replaced that differ between `old` and `new`; a joint that stayed keeps its values.
 
         Args:
@@ -227,7 +235,12 @@ class JointMap:
 
 
 def warn_of_guessed_sigmas(skeleton: Skeleton, source: object) -> None:
-    """Says aloud that figures rest on sigmas that nobody measured; nothing where they are known."""
+    """Warns that scores depend on guessed sigmas; silent if they are known.
+
+    Args:
+      skeleton: of the poses.
+      source: the file to name in the warning.
+    """
     if skeleton.sigmas_guessed:
         by_sigma: dict[float, list[str]] = {}
         for joint, sigma in zip(skeleton.joints, skeleton.sigmas, strict=True):
@@ -238,5 +251,5 @@ def warn_of_guessed_sigmas(skeleton: Skeleton, source: object) -> None:
         )
         warn_once(
             f"{source}: the joints of {skeleton.name!r} are not a known set, so their OKS sigmas are a guess ({values}); "
-            "give measured ones with --skeleton FILE"
+            "give measured sigmas with --skeleton FILE"
         )

@@ -1,22 +1,28 @@
-"""How near a joint is to a true one, and which error it has. Ronchi & Perona, ICCV 2017."""
+"""Similarity of a joint to a true one, and the kinds of pose error. Ronchi & Perona, ICCV 2017."""
+
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Real
 
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import ErrorKind
 
 GOOD_KS, JITTER_KS = 0.85, 0.50
-"""KS at which good ends, and at which jitter, inversion and swap end (Ronchi & Perona; the paper, section 4)."""
+"""Least KS of a good joint, and of jitter, inversion and swap (Ronchi & Perona; paper, section 4)."""
 
 
-def similarity(distance_squared, area, skeleton: Skeleton, xp=np):
+def similarity(
+    distance_squared: Real[Any, "... K"], area: float | Real[Any, "..."], skeleton: Skeleton, xp: ModuleType = np
+) -> Float[Any, "... K"]:
     """Keypoint similarity KS = exp(-d^2 / (2 area (2 sigma)^2)), the term of COCO's OKS.
 
     Args:
-      distance_squared: [..., K], pixels squared.
-      area: [...] the true person's, in the same pixels squared; below 1e-6 it counts as that.
+      distance_squared: pixels squared.
+      area: the true person's area, same pixels squared. Areas below 1e-6 count as 1e-6.
       skeleton: static.
-      xp: numpy, or jax.numpy on the device.
+      xp: `numpy`, or `jax.numpy` on the device.
     """
     squared_sigmas = _as_last_axis(np.square(skeleton.sigmas), distance_squared.ndim)
     return xp.exp(-distance_squared / (8 * squared_sigmas * xp.maximum(area, 1e-6)[..., None]))
@@ -28,45 +34,44 @@ def _as_last_axis(values: np.ndarray, ndim: int) -> np.ndarray:
 
 
 def classify_joints(
-    xy,
-    present,
-    true_xy,
-    labelled,
-    area,
+    xy: Real[Any, "... K 2"],
+    present: Bool[Any, "... K"],
+    true_xy: Real[Any, "... K 2"],
+    labelled: Bool[Any, "... K"],
+    area: float | Real[Any, "..."],
     *,
-    others_xy,
-    others_labelled,
-    others_area,
+    others_xy: Real[Any, "... N K 2"],
+    others_labelled: Bool[Any, "... N K"],
+    others_area: Real[Any, "... N"],
     skeleton: Skeleton,
     good_ks: float = GOOD_KS,
     jitter_ks: float = JITTER_KS,
-    xp=np,
-):
+    xp: ModuleType = np,
+) -> Int[Any, "... K"]:
     """The `ErrorKind` of each joint of a pose, by the true joint that it is most similar to.
 
-    A joint is compared with itself, with its left/right twin, and with the same joint and its twin of every other
-    person of the photograph, each by KS with that person's own area. The largest KS decides: with itself it is good
-    or jitter, with the own twin inversion, with somebody else's joint swap; where it is below `jitter_ks`, miss.
-    On a tie the earlier of that order decides.
+    A joint is compared with its true place, with its left/right twin, and with the same joint and its twin of every
+    other person in the photograph, each by KS with that person's own area. The largest KS decides. True place: good or
+    jitter. Own twin: inversion. Another person's joint: swap. If the largest KS is below `jitter_ks`: miss. On a tie
+    the first in this order wins.
 
-    All coordinates are of one frame; K joints, N other people, any leading batch axes throughout.
+    All coordinates are in one frame. Leading batch axes are allowed throughout.
 
     Args:
-      xy: [..., K, 2] the pose.
-      present: [..., K] whether the pose has the joint.
-      true_xy, labelled: [..., K, 2] and [..., K] the true pose.
-      area: [...] its area, pixels squared.
-      others_xy, others_labelled, others_area: [..., N, K, 2], [..., N, K] and [..., N], the other true people.
+      xy, present: the pose, and which joints it has.
+      true_xy, labelled, area: the true pose, which joints are annotated, and its area in pixels squared.
+      others_xy, others_labelled, others_area: the other true people.
       skeleton: static.
-      xp: numpy, or jax.numpy on the device.
+      good_ks, jitter_ks: static; least KS of a good joint, and of any kind but a miss.
+      xp: `numpy`, or `jax.numpy` on the device.
 
     Returns:
-      [..., K] int32; ABSENT where the pose lacks the joint, or the truth has no label for it.
+      int32; ABSENT where the pose lacks the joint or the truth has no label for it.
     """
     twin, has_twin = skeleton.flip_index, skeleton.has_twin
 
     def similar(to_xy, known, of_area):
-        """KS, and below every KS where there is nothing to be similar to."""
+        """KS, or -1 where the true joint is not known."""
         from_xy = xy if to_xy.ndim == xy.ndim else xy[..., None, :, :]
         return xp.where(known, similarity(((from_xy - to_xy) ** 2).sum(axis=-1), of_area, skeleton, xp), -1.0)
 

@@ -73,9 +73,11 @@ class InputConfig:
     withhold_joint: float = 0.0
     """share of input joints that are removed"""
     self_share: float = 0.0
-    """share of samples whose input is the network's own output for the synthetic pose; trains for repeated refinement"""
+    """share of samples whose input is the network's own output for the synthetic pose; trains for repeated
+    refinement"""
     box: Literal["pose", "annotation"] = "pose"
-    """where to crop: pose (around the input pose, as in refinement) or annotation (the record's box, as in the paper)"""
+    """where to crop: pose (around the input pose, as in refinement) or annotation (the record's box, as in the
+    paper)"""
 
     def __post_init__(self):
         for name in ("withhold_pose", "withhold_joint", "self_share"):
@@ -121,7 +123,8 @@ def person_of(record: Batch, trained: Bool[ArrayLike, " K"]) -> Person:
 
 
 def _crop_box(patch_xy, around, crop_hw):
-    """The crop region around the joints `around`, as in refinement. Without such a joint: the patch's top left corner."""
+    """The crop region around the joints `around`, as in refinement. Without such a joint: the patch's top left
+    corner."""
     box = geometry.crop_box_of_joints(patch_xy, around, crop_hw, xp=jnp)
     return jnp.where(around.any(), box, jnp.asarray([0.0, 0.0, crop_hw[1], crop_hw[0]], jnp.float32))
 
@@ -220,9 +223,9 @@ def make_train_step(
       optimizer: the update rule.
       average_decay: in (0, 1), decay of the exponential average of parameters and batch statistics, with warm-up; 0 for
         none.
-      skip_nonfinite: number of batches per run that may have a loss or gradient that is not finite. They change nothing.
-        At the next one training halts and the step counter is frozen, so the state stays as it was before that batch,
-        however late the host reads the metrics.
+      skip_nonfinite: number of batches per run that may have a loss or gradient that is not finite. They change
+        nothing. At the next one training halts and the step counter is frozen, so the state stays as it was before that
+        batch, however late the host reads the metrics.
 
     Returns:
       A function of (state, batch, root key) that returns the next state and metrics. These are scalars over the global

@@ -283,10 +283,10 @@ def make_record(
     low = np.minimum(joints_box[:2], box[:2])
     high = np.maximum(joints_box[:2] + joints_box[2:], box[:2] + box[2:])
     side = patch_side(high - low)
-    centre = (low + high) / 2
+    center = (low + high) / 2
     pixels = int(min(patch, np.ceil(side)))
     scale = side / pixels
-    corner = centre - side / 2 + 0.5 * scale  # image position of the center of patch pixel (0, 0)
+    corner = center - side / 2 + 0.5 * scale  # image position of the center of patch pixel (0, 0)
 
     def to_patch(joints):
         joints = np.array(joints, np.float64)

@@ -250,10 +250,10 @@ def _tiles(image: np.ndarray, annotations: Annotations, sides: dict[str, _Side],
     # Joints far from the person are cut off, so that the person stays visible.
     near = np.clip(np.concatenate(points), low - 0.5 * (high - low), high + 0.5 * (high - low))
     low, high = np.minimum(low, near.min(axis=0)), np.maximum(high, near.max(axis=0))
-    centre, size = (low + high) / 2, (high - low) * 1.15
+    center, size = (low + high) / 2, (high - low) * 1.15
     size = np.maximum(size, (size[1] * 0.5, size[0] * 0.5)).clip(8)
     scale = TILE / size.max()
-    corner = centre - size / 2
+    corner = center - size / 2
     width, height = (int(v) for v in np.ceil(size * scale))
     affine = np.array([[scale, 0, -corner[0] * scale], [0, scale, -corner[1] * scale]])
     crop = warp_affine(image, affine, (height, width))

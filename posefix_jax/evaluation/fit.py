@@ -194,7 +194,7 @@ def _together(kind, places, skeleton: Skeleton, model: ErrorModel, least: int, n
     """Per kind, the correlation of two joints of a person, and how much twins have on top.
 
     Each is the correlation of two normal variables at which as many pairs of joints have the kind together as were
-    counted, beyond what the rates of the person's bin (`places`) explain. As in the synthesiser a kind is looked at
+    counted, beyond what the rates of the person's bin (`places`) explain. As in the synthesizer a kind is looked at
     among the joints that have none of those before it in its order.
     """
     table = model.table(skeleton)

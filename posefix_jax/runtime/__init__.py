@@ -1,1 +1,1 @@
-"""The devices a process uses, and checkpoints."""
+"""Devices, processes, and checkpoints."""

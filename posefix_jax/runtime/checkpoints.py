@@ -1,8 +1,8 @@
 """Checkpoints: the only importer of Orbax.
 
-A run's folder holds `checkpoints/STEP/`, each with `model` (the variables a refiner runs with), `spec`, and for
-training `state` and `input` (the position in the data). A packaged refiner is one such folder with `model`
-and `spec` alone. Saving is asynchronous and atomic.
+A run's folder has `checkpoints/STEP/`, each with `model` (the variables to refine with), `spec`, and for training
+`state` and `input` (the position in the data). A packaged refiner is one such folder with only `model` and `spec`.
+Saving is asynchronous and atomic.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
 
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.train_step import TrainState
@@ -23,12 +24,12 @@ from posefix_jax.types import PosefixError, warn_once
 
 FOLDER = "checkpoints"
 ITEMS = {"model": "arrays", "spec": "json", "state": "arrays", "input": "json"}
-"""What a step of a run holds; a refiner needs the first two."""
+"""The parts of a step; a refiner needs the first two."""
 REFINER = ("model", "spec")
 
 
 def steps_of(folder: Path) -> list[Path]:
-    """The folders of steps in a folder of checkpoints, the newest first."""
+    """The step folders in a folder of checkpoints, newest first."""
     steps = (
         [child for child in folder.iterdir() if child.name.isdecimal() and child.is_dir()] if folder.is_dir() else []
     )
@@ -36,19 +37,19 @@ def steps_of(folder: Path) -> list[Path]:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether any step of the run was saved."""
+    """Whether the run has any checkpoint."""
     return bool(steps_of(run / FOLDER))
 
 
 def damage_of(step: Path, items: Sequence[str]) -> str | None:
-    """Why a checkpoint cannot be restored, None if all its files read.
+    """Why a checkpoint cannot be restored; None if all its files are readable.
 
-    Reads every byte of it, since a restore that fails half-way leaves Orbax's other reads behind.
+    Reads every byte, because a failed restore leaves Orbax's other reads running.
     """
     for item in items:
         folder = step / item
         if not folder.is_dir():
-            return f"no {item} in it"
+            return f"{item} is missing"
         try:
             if ITEMS[item] == "json":
                 read_json(folder / "metadata")
@@ -68,7 +69,7 @@ def damage_of(step: Path, items: Sequence[str]) -> str | None:
 
 
 def newest_whole(folder: Path, items: Sequence[str]) -> tuple[Path | None, dict[Path, str]]:
-    """The newest step whose files all read, and why those after it do not."""
+    """The newest step whose files are all readable, and the reason why newer ones are not."""
     damaged: dict[Path, str] = {}
     for step in steps_of(folder):
         reason = damage_of(step, items)
@@ -79,18 +80,18 @@ def newest_whole(folder: Path, items: Sequence[str]) -> tuple[Path | None, dict[
 
 
 def set_damaged_aside(run: Path) -> None:
-    """Moves steps after the newest whole one to `RUN/damaged`, so that a run resumes from that one and saves anew.
+    """Moves the damaged steps after the newest good one to `RUN/damaged`, so that the run resumes from the good one.
 
-    Every process of a run calls it; the first does it. Nothing is deleted.
+    All processes of a run call this; the first does the work. Nothing is deleted.
 
     Raises:
-      PosefixError: there are checkpoints and none is whole; says what is damaged.
+      PosefixError: the run has checkpoints, and all are damaged.
     """
     message = ""
     if not jax.process_index() and has_checkpoint(run):
         whole, damaged = newest_whole(run / FOLDER, tuple(ITEMS))
         if whole is None:
-            message = f"{_none_whole(run / FOLDER, damaged)}; train into another --out"
+            message = f"{_none_whole(run / FOLDER, damaged)}; use another --out"
         for step, reason in damaged.items() if whole is not None else ():
             aside = run / "damaged" / step.name
             while aside.exists():
@@ -99,16 +100,16 @@ def set_damaged_aside(run: Path) -> None:
             step.rename(aside)
             warn_once(f"{step} is damaged ({reason}): moved to {aside}, resuming from {whole}")
     if multihost_utils.broadcast_one_to_all(np.array(bool(message))):
-        raise PosefixError(message or f"{run / FOLDER}: no checkpoint is whole")
+        raise PosefixError(message or f"{run / FOLDER}: all checkpoints are damaged")
 
 
 def _none_whole(folder: Path, damaged: dict[Path, str]) -> str:
     reasons = "; ".join(f"{step.name}: {reason}" for step, reason in damaged.items())
-    return f"{folder}: no checkpoint there can be read ({reasons})"
+    return f"{folder}: no checkpoint can be read ({reasons})"
 
 
 class Checkpointer:
-    """Saves and restores the training of one run."""
+    """Saves and restores the training state of one run."""
 
     def __init__(self, run: Path, *, keep: int):
         options = ocp.CheckpointManagerOptions(
@@ -118,10 +119,11 @@ class Checkpointer:
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, position: dict, spec: RefinerSpec) -> None:
-        """Returns as soon as the arrays are copied; a step already saved is left as it is."""
+        """Saves a step, unless it is saved already. Returns as soon as the arrays are copied."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -136,7 +138,14 @@ class Checkpointer:
         )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The latest state, laid out on the devices as `like` (arrays or `ShapeDtypeStruct`s), and the position."""
+        """The newest state and its position in the data.
+
+        Args:
+          like: arrays or `ShapeDtypeStruct`s with the shapes and the placement on devices to restore to.
+
+        Raises:
+          PosefixError: the state has other shapes.
+        """
         target = ocp.args.StandardRestore(like._asdict())
         try:
             restored = self._manager.restore(
@@ -144,26 +153,26 @@ class Checkpointer:
             )
         except (ValueError, KeyError) as error:
             raise PosefixError(
-                f"{self._manager.directory}: the checkpoint there does not fit this config "
-                f"({str(error).splitlines()[0]}); train into another --out"
+                f"{self._manager.directory}: its checkpoint does not fit this config "
+                f"({str(error).splitlines()[0]}); use another --out"
             ) from error
         return TrainState(**restored["state"]), restored["input"]
 
     def close(self) -> None:
-        """Waits for the last save."""
+        """Waits until the last save is complete."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
-def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype=np.float32) -> None:
-    """Writes `model` and `spec` alone, the parameters as `dtype` (float16 halves the size), statistics as they are.
+def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype: DTypeLike = np.float32) -> None:
+    """Writes a packaged refiner: `model` and `spec`, the parameters as `dtype` (float16 halves the size).
 
     Raises:
       PosefixError: the folder exists.
     """
     folder = Path(folder).absolute()
     if folder.exists():
-        raise PosefixError(f"{folder}: exists; remove it or write elsewhere")
+        raise PosefixError(f"{folder}: exists; remove it or choose another folder")
     params = jax.tree.map(lambda array: np.asarray(array).astype(dtype), variables["params"])
     variables = {"params": params, "batch_stats": jax.tree.map(np.asarray, variables["batch_stats"])}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -171,7 +180,7 @@ def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype=np.f
             folder,
             args=ocp.args.Composite(model=ocp.args.StandardSave(variables), spec=ocp.args.JsonSave(spec.to_dict())),
         )
-    for mark in folder.rglob("commit_success.txt"):  # Orbax's text in it names a folder of this machine
+    for mark in folder.rglob("commit_success.txt"):  # Orbax writes an absolute path into it
         mark.write_text("committed\n")
 
 
@@ -203,10 +212,12 @@ def load_refiner(path: str | Path | None = None) -> tuple[dict, RefinerSpec]:
         if whole is None:
             raise PosefixError(_none_whole(steps, damaged))
         for step, reason in damaged.items():
-            warn_once(f"{step} is damaged ({reason}): taking {whole} instead")
+            warn_once(f"{step} is damaged ({reason}): loading {whole} instead")
         folder = whole
     elif not all((folder / item).is_dir() for item in REFINER):
-        raise PosefixError(f"{path}: no refiner checkpoint there; expected folders model and spec, or a run's folder")
+        raise PosefixError(
+            f"{path}: not a refiner checkpoint; expected folders model and spec in it, or a run's folder"
+        )
     elif reason := damage_of(folder, REFINER):
         raise PosefixError(f"{path}: damaged ({reason})")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -223,7 +234,7 @@ def load_refiner(path: str | Path | None = None) -> tuple[dict, RefinerSpec]:
 
 
 def abstract_variables(spec: RefinerSpec) -> Any:
-    """Shapes of a refiner's variables, float32, on one device of this process; nothing is computed."""
+    """The shapes of a refiner's variables, float32, on one device of this process. Computes nothing."""
     h, w = spec.model.crop_hw
     joints = spec.skeleton.num_joints
     inputs = (

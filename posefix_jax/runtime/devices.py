@@ -1,4 +1,4 @@
-"""The only builder of a Mesh: data parallelism, the batch split over every device, the state on each."""
+"""Devices and processes. The only builder of a Mesh: the batch is split over all devices, the state is on each."""
 
 import functools
 import os
@@ -20,17 +20,17 @@ from posefix_jax.types import PosefixError
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """How the processes of one run find each other; jax's own runtime does the rest."""
+    """How the processes of a run find each other."""
 
     coordinator: str = ""
-    """HOST:PORT of process 0; `auto` where jax knows the cluster (Slurm, TPU pods, Kubernetes jobs, Open MPI); empty:
-    this process is alone"""
+    """HOST:PORT of process 0; auto: ask the cluster (Slurm, TPU pods, Kubernetes jobs, Open MPI); empty: this process
+    is alone"""
     count: int = 0
-    """number of processes; 0 to ask the cluster"""
+    """number of processes; 0: ask the cluster"""
     index: int = -1
-    """this process, from 0; -1 to ask the cluster"""
+    """index of this process, from 0; -1: ask the cluster"""
     timeout: int = 300
-    """seconds to wait for the others at the start"""
+    """seconds to wait for the other processes at the start"""
 
     def __post_init__(self):
         host, colon, port = self.coordinator.rpartition(":")
@@ -48,15 +48,17 @@ class ProcessConfig:
 
 
 def join_processes(config: ProcessConfig, folder: Path) -> None:
-    """Joins the other processes of the run, before any other use of jax; nothing to do for a process alone.
+    """Joins the other processes of the run. Call it before any other use of jax; a process alone has nothing to join.
 
-    `folder` is the run's, which all processes share: each leaves a mark there until all have come, so that the one
-    that has not can be named (by those that know their own `index`; where jax asks the cluster, those that came are).
-    When they do not come in time, the process prints who is missing and exits with 2 (jax's
-    own time-out would abort it).
+    If the others do not come in time, the process prints which are missing and exits with 2 (jax's own time-out would
+    abort it). If the cluster assigns the indices, it prints which have come instead.
+
+    Args:
+      config: of this process.
+      folder: the run's folder, shared by all processes. Each leaves a mark in it until all have come.
 
     Raises:
-      PosefixError: no cluster that jax knows.
+      PosefixError: jax knows no such cluster, or cannot connect.
     """
     if not config.coordinator or jax.distributed.is_initialized():
         return
@@ -73,13 +75,13 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
     mark.write_text(socket.gethostname())
 
     def give_up():
-        recent = mark.stat().st_mtime - config.timeout  # marks of an earlier attempt count for nothing
+        recent = mark.stat().st_mtime - config.timeout  # older marks are from an earlier attempt
         here = {path.name: path.read_text() for path in sorted(marks.iterdir()) if path.stat().st_mtime >= recent}
         missing = [str(i) for i in range(config.count) if str(i) not in here] if config.index >= 0 else []
         there = ", ".join(f"{index} on {host}" for index, host in here.items())
         who = f"processes {', '.join(missing)} of {config.count}" if missing else "some processes"
         print(
-            f"posefix: {who} did not come up within {config.timeout} s; there: {there}; coordinator {config.coordinator}",
+            f"posefix: {who} did not start within {config.timeout} s; started: {there}; coordinator {config.coordinator}",
             file=sys.stderr,
             flush=True,
         )
@@ -89,7 +91,7 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
     watchdog.daemon = True
     watchdog.start()
     try:
-        # Its own limit comes after the watchdog's.
+        # The watchdog's limit comes first.
         jax.distributed.initialize(initialization_timeout=config.timeout + 60, shutdown_timeout_seconds=60, **given)
     except (ValueError, RuntimeError) as error:
         raise PosefixError(f"processes.coordinator {config.coordinator}: {error}") from error
@@ -99,9 +101,9 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
 
 
 def keep_compiled() -> None:
-    """Keeps programs that took long to compile for the next start, in the user's cache folder, one per kind of CPU.
+    """Caches programs that take long to compile in the user's cache folder, one folder per kind of CPU.
 
-    Where JAX_COMPILATION_CACHE_DIR (or jax's own option) names a place, that stays.
+    A cache folder set by JAX_COMPILATION_CACHE_DIR or jax's own option stays.
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
@@ -113,7 +115,7 @@ def keep_compiled() -> None:
     folder = home / "posefix_jax" / f"compiled-{zlib.crc32(kind.encode()):08x}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written: every start compiles
+    except OSError:  # the home folder is not writable: compile at every start
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -121,10 +123,10 @@ def keep_compiled() -> None:
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """For `jax.jit` of whatever runs a network: on a CPU, matrix products by XLA's own kernels.
+    """Options for `jax.jit` of programs with a network. On a CPU: XLA's own kernels for matrix products.
 
-    XLA's default on x86 is a library whose reductions are the faster ones and whose products, at a network's shapes, the
-    slower (docs/scaling.md has figures). Empty on other devices, and where XLA does not know the option.
+    XLA's default on x86 is a library with faster reductions but, at a network's shapes, slower products (figures in
+    docs/scaling.md). Empty on other devices, and if XLA does not know the option.
     """
     own_products = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     if jax.default_backend() != "cpu":
@@ -142,21 +144,21 @@ def data_mesh() -> Mesh:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """First axis over the devices: batches."""
+    """The first axis split over the devices: for batches."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device: the state."""
+    """A copy on every device: for the state."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place_batch(mesh: Mesh, local):
-    """This process's rows of a global batch (a pytree of NumPy arrays), as global arrays on the devices."""
+def place_batch(mesh: Mesh, local: Any) -> Any:
+    """A global batch on the devices, from this process's rows of it: a pytree of NumPy arrays."""
     sharding = split(mesh)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), local)
 
 
-def local_copy(tree):
-    """A replicated pytree as arrays of this process's first device alone."""
+def local_copy(tree: Any) -> Any:
+    """A replicated pytree as arrays on this process's first device."""
     return jax.tree.map(lambda array: array.addressable_data(0), tree)

@@ -1,1 +1,1 @@
-"""People in shards, a refiner out."""
+"""Training: person records in, a refiner out."""

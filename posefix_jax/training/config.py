@@ -1,4 +1,4 @@
-"""A training run as data: composes the parameter dataclasses, loads a preset, writes JSON."""
+"""The config of a training run, and presets that define one."""
 
 import dataclasses
 import json
@@ -17,24 +17,24 @@ from posefix_jax.types import PosefixError, function_in_file
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read."""
+    """The data of a training run."""
 
     train: tuple[str, ...] = ()
-    """folders that `posefix prepare` wrote, read as one; joints are the first one's, the others' go by name"""
+    """folders from `posefix prepare`, read as one; the first one's joints, those of the others matched by name"""
     repeats: tuple[float, ...] = ()
-    """how often each folder's people come in an epoch; once if empty, 0.5 is every other one, in turn"""
+    """how often an epoch has each folder's people: 1 if empty; 0.5 is every second person, alternating by epoch"""
     validation: tuple[str, ...] = ()
-    """prepared folders to evaluate on; none for no validation"""
+    """prepared folders to validate on; empty for no validation"""
     batch_size: int = 128
-    """samples a step, over all devices and hosts"""
+    """samples per step, over all devices and hosts"""
     threads: int = 8
-    """reading and decoding threads a process, or a worker"""
+    """threads that read and decode, per process or worker"""
     workers: int = 0
-    """worker processes that read and decode; 0 for threads alone"""
+    """worker processes that read and decode; 0: threads only"""
     cache: Literal["none", "device"] = "none"
-    """device: hold all people in the devices' memory, divided among them, and read nothing while training"""
+    """device: keep all people in device memory, split over the devices, and read no files while training"""
     labelled_share: float = 0.1
-    """a joint counts as trained if at least this share of the people has it labelled"""
+    """a joint is trained if at least this share of people has it labelled"""
 
     def __post_init__(self):
         if self.batch_size < 1 or self.threads < 1 or self.workers < 0:
@@ -51,32 +51,32 @@ class Config:
     """One training run."""
 
     out: str = "runs/posefix"
-    """folder of the run: checkpoints, metrics, pictures; the same command goes on where it stopped"""
+    """folder of the run: checkpoints, metrics, pictures. The same command resumes a run that stopped"""
     seed: int = 0
-    """of weights, data order, augmentation and errors"""
+    """seed of weights, data order, augmentation and errors"""
     epochs: int = 140
     """passes over the training people (140: paper, section 6)"""
     errors: tuple[str, ...] = ("posefix",)
-    """what spoils the poses: posefix (the paper's), scalar, gaussian, dropout, limb, poserefiner, empirical, none, an error model
-    that `posefix analyse fit` wrote (.json), or a file of your own (.py); of several one is drawn for each person"""
+    """synthetic errors: posefix (the paper's), scalar, gaussian, dropout, limb, poserefiner, empirical, none, an error
+    model from `posefix analyze fit` (.json), or your own Python file (.py); of several, one is drawn per person"""
     error_weights: tuple[float, ...] = ()
-    """how often each of them, in proportion; all alike if empty"""
+    """relative weight of each entry of errors; equal if empty"""
     init: str = ""
-    """weights to start from: a refiner (crop size and skeleton may differ), or a backbone that `posefix import` wrote"""
+    """weights to start from: a refiner (crop size and skeleton may differ), or a backbone from `posefix import`"""
     save_every: int = 1000
-    """steps between checkpoints; one more at the end"""
+    """steps between checkpoints; the last step is saved too"""
     validate_every: int = 1000
-    """steps between validations; one more at the end"""
+    """steps between validations; the last step is validated too"""
     log_every: int = 50
     """steps between lines of metrics"""
     keep: int = 2
-    """checkpoints kept"""
+    """number of checkpoints to keep"""
     stop_after: float = 0.0
-    """minutes after which to stop as if interrupted, saved and with exit code 130; 0 for never"""
+    """minutes after which the run saves and stops with exit code 130; 0: never"""
     skip_nonfinite: int = 0
-    """batches of a run that may give no finite loss or gradient and are passed over; the next one stops the run"""
+    """number of batches to skip if their loss or gradient is not finite; one more stops the run"""
     profile: int = 0
-    """trace this many steps, from the tenth on, into OUT/profile for TensorBoard, XProf or Perfetto"""
+    """number of steps to trace, from the tenth on, into OUT/profile for TensorBoard, XProf or Perfetto"""
     processes: ProcessConfig = field(default_factory=ProcessConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -97,16 +97,17 @@ class Config:
             )
         if self.loss.heatmap == "gaussian" and (self.inputs.self_share or self.model.end_to_end):
             raise PosefixError(
-                "maps trained by loss.heatmap gaussian have no soft-argmax, which inputs.self_share and model.end_to_end need"
+                "inputs.self_share and model.end_to_end need a soft-argmax; loss.heatmap gaussian does not train one"
             )
         if self.model.frozen_stages and self.optimizer.weight_decay:
             raise PosefixError(
-                "model.frozen_stages keeps weights and optimizer.weight_decay shrinks them: set that to 0"
+                "optimizer.weight_decay would shrink the weights that model.frozen_stages keeps: set it to 0"
             )
         if self.epochs < 1:
             raise PosefixError(f"epochs must be positive, found {self.epochs}")
 
     def to_json(self) -> str:
+        """All fields as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
 
@@ -114,12 +115,12 @@ def load_preset(path: str | Path) -> Config:
     """The `Config` that a preset file's `config()` returns.
 
     Raises:
-      PosefixError: no such file, or it does not define `config() -> Config`.
+      PosefixError: the file does not exist or does not define `config() -> Config`.
     """
     path = Path(path)
     if not path.is_file():
         raise PosefixError(f"{path}: no such config file; the presets are in configs/")
     config = function_in_file(path, "config")()
     if not isinstance(config, Config):
-        raise PosefixError(f"{path}: expected it to define config() returning a posefix_jax.Config")
+        raise PosefixError(f"{path}: expected a function config() that returns a posefix_jax.Config")
     return config

@@ -1,4 +1,4 @@
-"""Batches on the devices, ahead of the step that wants them."""
+"""Batches on the devices, ahead of the step that needs them."""
 
 import time
 from collections import deque
@@ -16,22 +16,22 @@ from posefix_jax.training.config import DataConfig
 from posefix_jax.types import PosefixError
 
 AHEAD = 2
-"""Batches on their way to the devices while a step runs."""
+"""Batches in transit to the devices while a step runs."""
 CACHE_SHARE = 0.7
-"""Of a device's memory that `data.cache device` may fill."""
+"""Share of a device's memory that `data.cache device` may use."""
 
 
 class Feed:
     """The global batches of a run from step `start` on, as arrays over the mesh; an endless iterator.
 
-    Which people a batch holds depends on `seed` and its number alone. Read through Grain, or with `cache` "device"
-    gathered from a copy of all people that lies divided over the devices: then the host sends a few integers a step.
+    The people of a batch depend on `seed` and the batch's number only. Grain reads them; with `cache` "device" they are
+    gathered from a copy of all people that is split over the devices, and the host sends a few integers per step.
 
     Attributes:
-      waited, sent: seconds so far spent waiting for Grain, and handing batches to the devices.
+      waited, sent: seconds spent so far waiting for Grain, and sending batches to the devices.
 
     Raises:
-      PosefixError: a record cannot be read, a worker process died, or the people do not fit the devices' memory.
+      PosefixError: a record cannot be read, a worker process died, or the people do not fit in device memory.
     """
 
     def __init__(self, mesh: Mesh, people: People, config: DataConfig, *, seed: int, start: int):
@@ -49,11 +49,11 @@ class Feed:
         return self._ahead.popleft()
 
     def people_at(self, seed: int, step: int) -> list[str]:
-        """Shard and record of everybody in a step's global batch, for messages."""
+        """Shard and record of each person in a step's global batch, for messages."""
         return [self._people.name(int(index)) for index in self._indices(training_order(self._people, seed), step)[2]]
 
     def _indices(self, order, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Places, epochs and records of a step's global batch."""
+        """Places in the epoch, epochs, and record indices of a step's global batch."""
         size = self._config.batch_size
         positions = np.arange(step * size, (step + 1) * size)
         places = np.array([order[int(position)] for position in positions])
@@ -103,7 +103,7 @@ class Feed:
 
 
 def _on_devices(mesh: Mesh, people: People, threads: int) -> Batch:
-    """Everybody as one batch, divided over the devices; filled up with copies of the last."""
+    """All people as one batch, split over the devices; padded with copies of the last person."""
     each = -(-len(people) // mesh.size)
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
     room = CACHE_SHARE * min((limit for limit in limits if limit), default=np.inf)
@@ -111,7 +111,7 @@ def _on_devices(mesh: Mesh, people: People, threads: int) -> Batch:
     if needed > room:
         raise PosefixError(
             f"data.cache device: {len(people)} people of {people.patch}x{people.patch} pixels need {needed / 2**30:.1f} "
-            f"GiB on each of {mesh.size} devices, which may fill {room / 2**30:.1f}; take more devices or no cache"
+            f"GiB on each of {mesh.size} devices, which may use {room / 2**30:.1f}; use more devices or no cache"
         )
     share = each * len(mesh.local_devices)
     first = jax.process_index() * share

@@ -1,12 +1,15 @@
-"""What a training run shows: lines and events of metrics, pictures, where its time goes, a trace."""
+"""What a training run reports: metrics in the terminal and TensorBoard, pictures, time spent, a trace."""
 
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+from jaxtyping import Array, Key
 from tensorboardX import SummaryWriter
 
 from posefix_jax.core import geometry, heatmaps
@@ -21,21 +24,29 @@ from posefix_jax.training.feed import Feed
 from posefix_jax.training.validation import line_of
 
 PROFILE_FROM = 10
-"""Steps of this start before a trace begins, so that compilation is not in it."""
+"""Steps before a trace begins, so that it does not include compilation."""
 
 
 class NotFinite(Exception):
-    """More batches than allowed gave a loss or a gradient that is not finite."""
+    """More batches than allowed had a loss or gradient that is not finite."""
 
 
 class Monitor:
-    """Metrics to the terminal and to TensorBoard, read one step late so that the device never waits for it.
+    """Reports a run. Reads metrics one step late, so the device never waits for the host.
 
-    Process 0 prints and writes; the others keep quiet.
+    Only process 0 prints and writes.
     """
 
     def __init__(
-        self, config: Config, spec: RefinerSpec, synthesize: Synthesizer, feed: Feed, *, steps: int, step: int, rate_at
+        self,
+        config: Config,
+        spec: RefinerSpec,
+        synthesize: Synthesizer,
+        feed: Feed,
+        *,
+        steps: int,
+        step: int,
+        rate_at: optax.Schedule,
     ):
         self.config, self.steps, self.step, self.rate_at, self.feed = config, steps, step, rate_at, feed
         self.first = step
@@ -51,7 +62,11 @@ class Monitor:
         self.waited_before = 0.0
 
     def after_step(self, step: int, metrics: dict) -> None:
-        """Raises NotFinite (late, see `make_train_step`)."""
+        """To be called after every step.
+
+        Raises:
+          NotFinite: late; see `make_train_step`.
+        """
         self.step = step
         self.pending.append(metrics)
         if len(self.pending) > self.config.log_every:
@@ -61,14 +76,18 @@ class Monitor:
             self._trace(step - self.first)
 
     def flush(self) -> None:
-        """Reads what is pending; raises NotFinite."""
+        """Reads the pending metrics.
+
+        Raises:
+          NotFinite: as `after_step`.
+        """
         if self.pending:
             self._take(self.step, self.pending)
             self.pending = []
 
     @contextlib.contextmanager
-    def aside_for(self, what: str):
-        """While this lasts no time counts towards the rate."""
+    def aside_for(self, what: str) -> Iterator[None]:
+        """Keeps the time of a block out of the training rate."""
         self.flush()
         since = time.monotonic()
         yield
@@ -76,6 +95,7 @@ class Monitor:
         self.started += time.monotonic() - since
 
     def validation(self, step: int, scores: dict) -> None:
+        """Reports the scores of a validation."""
         if not self.chief:
             return
         for kind, of_kind in scores.items():
@@ -83,15 +103,15 @@ class Monitor:
             for key, value in of_kind.items():
                 self.writer.add_scalar(f"validation/{kind}_{key}", value, step)
 
-    def picture(self, step: int, variables: dict, batch: Batch, root) -> None:
-        """Some people of the batch, as the network sees them, to `pictures/`."""
+    def picture(self, step: int, variables: dict, batch: Batch, root: Key[Array, ""]) -> None:
+        """Draws some people of the batch, as the network sees them, into `pictures/`."""
         if self.chief:
             few = jax.tree.map(lambda array: np.asarray(array.addressable_data(0))[:6], batch)
             with self.aside_for("pictures"):
                 self.look(self.out / "pictures" / f"step-{step:07d}.png", local_copy(variables), few, root)
 
     def close(self) -> None:
-        """Says where the time went."""
+        """Reports where the time went."""
         if self.tracing:
             jax.profiler.stop_trace()
         if not self.chief:
@@ -123,8 +143,8 @@ class Monitor:
                 raise NotFinite
         if values[-1]["skipped"] > self.skipped and self.chief:
             self.skipped = int(values[-1]["skipped"])
-            print(f"{self.skipped} batches so far gave no finite loss and changed nothing", file=sys.stderr)
-        # NaN only where every batch of the window was passed over.
+            print(f"{self.skipped} batches skipped so far: loss or gradient not finite", file=sys.stderr)
+        # NaN only if every batch of the window was skipped.
         finite = [value for value in values if np.isfinite(value["loss"])] or values
         mean = {key: float(np.mean([v[key] for v in finite])) for key in values[0]}
         now = time.monotonic()
@@ -148,7 +168,7 @@ class Monitor:
 
 
 def _make_look(config: Config, spec: RefinerSpec, synthesize: Synthesizer):
-    """A function that draws people of a batch: truth, input coloured by error kind, prediction."""
+    """A function that draws people of a batch: truth, input colored by kind of error, prediction."""
     network = spec.network()
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""The optimiser as one optax chain."""
+"""The update rule as one optax chain."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,19 +14,19 @@ class OptimizerConfig:
     """How the weights are updated. Static under `jit`."""
 
     recipe: Literal["reference", "modern"] = "modern"
-    """reference (Adam, /10 at 9/14 and 12/14 of the run, L2 on kernels) or modern (AdamW, warm-up, cosine, clipping)"""
+    """reference: Adam, /10 at 9/14 and 12/14 of the run, L2 on kernels; modern: AdamW, warm-up, cosine, clipping"""
     learning_rate: float = 1e-3
-    """at its highest"""
+    """highest learning rate"""
     weight_decay: float = 0.05
-    """modern: AdamW's, on kernels; reference: factor of the L2 term (released code: 1e-5)"""
+    """modern: AdamW's decay of kernels; reference: factor of the L2 term (released code: 1e-5)"""
     warmup_steps: int = 200
-    """modern: linear from 0"""
+    """modern: steps of linear warm-up"""
     clip_norm: float = 1.0
     """modern: largest global norm of the gradient"""
     average_decay: float = 0.999
-    """modern: of the averaged parameters that are saved and evaluated; 0 for none"""
+    """modern: decay of the averaged parameters, which are saved and evaluated; 0: no averaging"""
     accumulate: int = 1
-    """steps whose gradients are averaged for one update, for batches that do not fit; statistics stay each step's own"""
+    """steps whose gradients are averaged into one update, for batches that do not fit; batch statistics are per step"""
 
     def __post_init__(self):
         if self.recipe not in ("reference", "modern"):
@@ -45,12 +45,12 @@ class OptimizerConfig:
 
     @property
     def averages(self) -> float:
-        """Decay of the averaged parameters; 0 under `reference`."""
+        """Decay of the averaged parameters; 0 with `reference`."""
         return self.average_decay if self.recipe == "modern" else 0.0
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each update of a run of `steps`."""
+    """The learning rate at each update of a run of so many steps."""
     updates = max(steps // config.accumulate, 1)
     if config.recipe == "reference":
         # Epochs 90 and 120 of 140: paper, section 6.
@@ -61,7 +61,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The update rule of a run of `steps`."""
+    """The update rule of a run of so many steps."""
 
     def kernels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

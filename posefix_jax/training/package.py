@@ -1,4 +1,4 @@
-"""`posefix ship`: a trained refiner as a small checkpoint of its own, its decoder tuned on people held out."""
+"""`posefix package`: a trained refiner as a small checkpoint, with its decoder tuned on held-out people."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.core.models import DecodeConfig
+from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.runtime.checkpoints import load_refiner, save_refiner
 from posefix_jax.training.validation import Validator, best_keep_margin, keep_unpromising, line_of
 from posefix_jax.types import PosefixError
@@ -16,29 +16,29 @@ TEMPERATURES = (1.0, 1.5)
 
 @dataclass(frozen=True)
 class PackageOptions:
-    """Writes weights (16 bit) and spec of a trained refiner to a folder that `--checkpoint` takes."""
+    """Writes 16-bit weights and spec of a trained refiner to a folder, for use with `--checkpoint`."""
 
     checkpoint: Path
     """a training run or checkpoint"""
     out: Path
     """folder to write; must not exist"""
     tune: tuple[str, ...] = ()
-    """prepared folders of people held out from training: temperature and keep_margin are chosen for the highest AP of
-    their stored detections (of synthetic poses where there are none), the more careful on a tie"""
+    """prepared folders of people held out from training. Temperature and keep_margin get the values with the highest AP
+    on their stored detections, or on synthetic poses if there are none; on a tie, the values that move fewer joints"""
     keep_margin: float | None = None
-    """set the gain of expected KS that a joint must promise to be moved"""
+    """set the decoder's keep_margin: a joint moves only if its expected KS rises by more than this"""
     min_ks: float | None = None
-    """set the expected KS that a new place must promise; guards poses that are good, on photographs unlike the training
-    ones"""
+    """set the decoder's min_ks: a joint moves only if its new expected KS is at least this. Protects good poses in
+    images unlike the training images"""
     temperature: float | None = None
-    """set the divisor of the logits"""
+    """set the decoder's temperature, which divides the logits"""
 
 
 def package(options: PackageOptions) -> str:
-    """Returns a line for the terminal.
+    """Writes the folder; returns a line for the terminal.
 
     Raises:
-      PosefixError: no refiner there, the folder exists, or the people to tune on are of another skeleton.
+      PosefixError: the checkpoint has no refiner, the folder exists, or the people to tune on have another skeleton.
     """
     if options.out.exists():
         raise PosefixError(f"{options.out}: exists; remove it or write elsewhere")
@@ -53,14 +53,15 @@ def package(options: PackageOptions) -> str:
     return f"{options.out}: {size / 1e6:.1f} MB, {spec.decode}"
 
 
-def tune(variables, spec, folders: tuple[str, ...]) -> DecodeConfig:
-    """The decoder with the highest AP on these people, `min_ks` as in the spec; prints a line for each that was tried.
+def tune(variables: dict, spec: RefinerSpec, folders: tuple[str, ...]) -> DecodeConfig:
+    """The decoder with the highest AP on these people, with `min_ks` as in the spec. Prints a line per candidate.
 
-    AP, not mean KS: refinement that lifts bad joints a little and blurs good ones raises KS and costs AP.
+    Not the highest mean KS: a refiner that improves bad joints a little and blurs good ones has a higher KS and a lower
+    AP.
     """
     best, decode, min_ks = -1.0, spec.decode, spec.decode.min_ks
     for temperature in TEMPERATURES:
-        # With a margin of 0 every joint that promises any gain moves: the other margins follow from its promises.
+        # Refined once with margin 0: the poses of all other margins follow from their expected KS.
         open_spec = replace(spec, decode=DecodeConfig("ks", temperature=temperature))
         validator = Validator(folders, open_spec)
         poses = {kind: validator.poses(kind, variables) for kind in validator.kinds}

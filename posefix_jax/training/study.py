@@ -1,4 +1,4 @@
-"""`posefix study`: a grid of configs and seeds, trained, scored, and compared."""
+"""`posefix study`: trains, scores and compares a grid of configs and seeds."""
 
 import csv
 import functools
@@ -7,7 +7,7 @@ import io
 import itertools
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,17 +34,17 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file's `study()` returns.
+    """What the `study()` of a study file returns.
 
     Attributes:
-      configs: by name; the first is what the others are compared with. Their `out` and `seed` are set by the study.
-      inputs: what is scored, by name: a prepared folder, and the input poses, `synthetic` (the paper's errors, drawn
-        with a fixed key) or `detected` (the folder's first stored detections).
-      tune: the input, of people held out from training, by whose AP each run's `keep_margin` is chosen, as `posefix ship
-        --tune` does; the first of `inputs` if empty. Decoders that take every move have nothing to choose.
+      configs: by name. The others are compared with the first. The study sets their `out` and `seed`.
+      inputs: what to score, by name: a prepared folder and the kind of input poses, `synthetic` (the paper's errors,
+        drawn with a fixed key) or `detected` (the folder's first stored detections).
+      tune: the input, of people held out from training, with whose AP each run's `keep_margin` is chosen, as by
+        `posefix package --tune`; the first of `inputs` if empty. Only the `ks` decoder has a margin.
 
     Raises:
-      PosefixError: nothing in it, or an unknown kind of input.
+      PosefixError: no config, no input, or an unknown kind of input.
     """
 
     configs: Mapping[str, Config]
@@ -58,7 +58,7 @@ class Study:
             if kind not in ("synthetic", "detected"):
                 raise PosefixError(f"a study's input {name!r}: expected synthetic or detected, found {kind!r}")
         if self.tune and self.tune not in self.inputs:
-            raise PosefixError(f"a study's tune {self.tune!r} is none of its inputs: {', '.join(self.inputs)}")
+            raise PosefixError(f"a study's tune {self.tune!r} is not one of its inputs: {', '.join(self.inputs)}")
         for name in self.configs:
             if not name or "/" in name:
                 raise PosefixError(f"a study's config {name!r}: expected a name without slash")
@@ -66,27 +66,30 @@ class Study:
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Trains every config with every seed, one after another on all devices, and writes a table and a plot."""
+    """Trains every config with every seed, one run after another on all devices, and writes a table and a plot."""
 
     study: Path
     """Python file that defines study(), returning a posefix_jax.training.study.Study"""
     out: Path
-    """folder of the runs and the table; the same command goes on where it stopped"""
+    """folder for the runs and the table. The same command resumes a study that stopped"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """of weights, data order, augmentation and errors; every config takes each"""
+    """seeds of weights, data order, augmentation and errors; every config is trained with each"""
     only: tuple[str, ...] = ()
-    """train only these configs now; the table has all that are done"""
+    """train only these configs now; the table has all finished runs"""
 
     def __post_init__(self):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise PosefixError(f"--seeds must be different numbers, at least one, found {list(self.seeds)}")
+            raise PosefixError(f"--seeds must be one or more different numbers, found {list(self.seeds)}")
 
 
 def study(options: StudyOptions) -> bool:
-    """Runs what is not done yet; prints and writes the table after every run. Returns whether all are done.
+    """Trains and scores the runs that are not done yet. Prints and writes the table after every run.
+
+    Returns:
+      Whether all runs are done; False if interrupted.
 
     Raises:
-      PosefixError: the study file is not one, or a config of it does not fit its data.
+      PosefixError: the file does not define a study, or a config does not fit its data.
     """
     check_report_packages("posefix study")
     keep_compiled()
@@ -96,7 +99,7 @@ def study(options: StudyOptions) -> bool:
     unknown = set(options.only) - set(of.configs)
     if unknown:
         raise PosefixError(f"--only {' '.join(sorted(unknown))}: not among {', '.join(of.configs)}")
-    # Seed by seed: what is there early compares all configs.
+    # Seed by seed, so that early tables compare all configs.
     runs = [(seed, name) for seed, name in itertools.product(options.seeds, of.configs)]
     wanted = [run for run in runs if not options.only or run[1] in options.only]
     _check(of, options)
@@ -122,21 +125,21 @@ def study(options: StudyOptions) -> bool:
 
 
 def _check(of: Study, options: StudyOptions) -> None:
-    """What would stop a run is known before the first begins."""
+    """Finds what would stop any run before the first run begins."""
     for name, config in of.configs.items():
         if options.only and name not in options.only:
             continue
         try:
             _, spec, _ = build_run(config)
             if config.init and not Path(config.init).exists():
-                raise PosefixError(f"init {config.init} is not there; train it first")
+                raise PosefixError(f"init {config.init} does not exist; train it first")
         except PosefixError as error:
             raise PosefixError(f"{options.study}: config {name!r}: {error}") from error
         for folder, kind in dict.fromkeys(of.inputs.values()):
             people = People([folder])
             if people.skeleton.joints != spec.skeleton.joints:
                 raise PosefixError(
-                    f"{folder}: people of skeleton {people.skeleton.name}, those of config {name!r} are of "
+                    f"{folder}: people of skeleton {people.skeleton.name}, but config {name!r} trains "
                     f"{spec.skeleton.name}"
                 )
             if kind == "detected" and not people.manifests[0].detections:
@@ -148,7 +151,7 @@ def _config(of: Study, options: StudyOptions, seed: int, name: str) -> Config:
 
 
 def _settled(of: Study, config: Config) -> str:
-    """What a run's scores depend on; they count only for that."""
+    """A digest of everything that the scores of a run depend on."""
     read = (*config.data.train, *(folder for folder, _ in of.inputs.values()), *([config.init] if config.init else []))
     files = [_files_in(Path(path)) for path in dict.fromkeys(read)]
     content = (replace(config, out=""), errors_read(config), files, sorted(of.inputs.items()), of.tune)
@@ -156,13 +159,13 @@ def _settled(of: Study, config: Config) -> str:
 
 
 def _files_in(path: Path) -> list[tuple[str, int]]:
-    """Names and sizes: what was made anew shows."""
+    """Names and sizes of the files, which change when a folder is written anew."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(str(file.relative_to(path)), file.stat().st_size) for file in files if file.is_file()]
 
 
 def _done(of: Study, options: StudyOptions, seed: int, name: str) -> dict | None:
-    """The scores of a run, if there are any."""
+    """The scores of a run, None if it is not done."""
     config = _config(of, options, seed, name)
     path = Path(config.out) / "scores.json"
     content = read_json(path) if path.is_file() else {}
@@ -174,7 +177,7 @@ def _say(line: str) -> None:
 
 
 def _scores(config: Config, of: Study) -> dict:
-    """By input: mean KS and AP of the input, refined with every move taken, and with the tuned `keep_margin`."""
+    """By input: mean KS and AP before refinement, with every joint moved, and with the tuned `keep_margin`."""
     variables, spec = load_refiner(Path(config.out))
     if spec.decode.method == "ks":
         spec = replace(spec, decode=DecodeConfig("ks"))
@@ -203,7 +206,7 @@ def _scores(config: Config, of: Study) -> dict:
 
 
 def _write(of: Study, options: StudyOptions, runs) -> str:
-    """Writes table.md, scores.csv and plot.svg of the runs that are done; returns the table."""
+    """Writes table.md, scores.csv and plot.svg of the finished runs; returns the table."""
     from posefix_jax.report.plots import bars
 
     found: dict[str, dict[int, dict]] = {}
@@ -237,11 +240,16 @@ def _write(of: Study, options: StudyOptions, runs) -> str:
     return table
 
 
-def table_of(found: Mapping[str, Mapping[int, Mapping]], inputs, baseline: str) -> str:
-    """Markdown: a row a config, a column an input; gain in AP and in mean KS over the input's.
+def table_of(found: Mapping[str, Mapping[int, Mapping]], inputs: Iterable[str], baseline: str) -> str:
+    """The gains in AP and mean KS over the input, as Markdown: one row per config, one column per input.
 
-    Mean over the seeds, their standard deviation, and, in brackets, the mean of the differences from the run of the
-    `baseline` with the same seed, and the standard error of that mean.
+    A cell has the mean and the standard deviation over seeds. In brackets: the mean difference from the `baseline`'s
+    run with the same seed, and the standard error of that mean.
+
+    Args:
+      found: scores by config, seed and input.
+      inputs: their names, in the order of columns.
+      baseline: the name of a config.
     """
     parts = []
     for metric, title in COLUMNS.items():

@@ -1,4 +1,4 @@
-"""`posefix synthesise`: spoiled poses of prepared people, as a picture and as frequencies."""
+"""`posefix synthesize`: synthetic poses of prepared people, as a picture and as a table of frequencies."""
 
 import itertools
 from collections.abc import Iterator
@@ -21,24 +21,25 @@ from posefix_jax.types import KINDS, PosefixError
 
 @dataclass(frozen=True)
 class SynthesizeOptions:
-    """Draws poses as training would see them: a sheet of examples, and how often each kind of error came."""
+    """Draws poses as training sees them: a sheet of examples, and the frequency of each kind of error."""
 
     data: tuple[str, ...]
-    """folders that `posefix prepare` wrote"""
+    """folders from `posefix prepare`"""
     preview: Path
-    """picture to write (.png): people from top to bottom, the truth and some draws from left to right"""
+    """picture to write (.png or .jpg): one row per person, the truth and some draws in each"""
     errors: tuple[str, ...] = ("posefix",)
-    """as `posefix train --errors`"""
+    """synthetic errors: posefix (the paper's), scalar, gaussian, dropout, limb, poserefiner, empirical, none, an error
+    model from `posefix analyze fit` (.json), or your own Python file (.py); of several, one is drawn per person"""
     error_weights: tuple[float, ...] = ()
-    """as `posefix train --error-weights`"""
+    """relative weight of each entry of errors; equal if empty"""
     people: int = 6
     """people on the sheet"""
     draws: int = 4
-    """draws of each on the sheet"""
+    """draws per person on the sheet"""
     sample: int = 2000
-    """poses for the frequencies, one a person, people again if there are fewer"""
+    """poses behind the frequencies, one per person; people repeat if there are fewer"""
     seed: int = 0
-    """of the draws"""
+    """seed of the draws"""
 
     def __post_init__(self):
         if self.preview.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -50,10 +51,10 @@ class SynthesizeOptions:
 
 
 def synthesize(options: SynthesizeOptions) -> str:
-    """Writes the sheet; returns a table of realised frequencies beside the intended ones.
+    """Writes the sheet; returns a table of the drawn frequencies next to the intended ones.
 
     Raises:
-      PosefixError: no such synthesiser or folder.
+      PosefixError: no such synthesizer or folder.
     """
     keep_compiled()
     check_apart([options.preview], [*options.data, *options.errors])
@@ -87,19 +88,19 @@ def synthesize(options: SynthesizeOptions) -> str:
 
 
 def _passes(people: People) -> Iterator[Batch]:
-    """Everybody, again and again, each time with other draws."""
+    """All people, endlessly; each pass has other draws."""
     for again in itertools.count():
         for arrays in evaluation_batches(people, batch_size=64):
             yield Batch(**arrays)._replace(epoch=np.full_like(arrays["epoch"], again))
 
 
 def _row(patch, patch_xy, labelled, poses, skeleton: Skeleton) -> np.ndarray:
-    """The truth and the draws of one person, cut to where they are."""
+    """The truth and the draws of one person, cropped around them."""
     xy = np.concatenate([patch_xy[labelled], poses.xy[poses.present]])
-    centre = (patch_xy[labelled].min(axis=0) + patch_xy[labelled].max(axis=0)) / 2
-    half = min(max(np.abs(xy - centre).max() + 8, 32), len(patch))
+    center = (patch_xy[labelled].min(axis=0) + patch_xy[labelled].max(axis=0)) / 2
+    half = min(max(np.abs(xy - center).max() + 8, 32), len(patch))
     scale = 120 / half
-    affine = np.array([[scale, 0, 120 - scale * centre[0]], [0, scale, 120 - scale * centre[1]]])
+    affine = np.array([[scale, 0, 120 - scale * center[0]], [0, scale, 120 - scale * center[1]]])
     picture = warp_affine(patch, affine, (240, 240))
 
     def moved(points):
@@ -112,7 +113,8 @@ def _row(patch, patch_xy, labelled, poses, skeleton: Skeleton) -> np.ndarray:
 
 
 def _table(kind, labelled, overlap, skeleton: Skeleton, options: SynthesizeOptions) -> str:
-    """Share of each kind among the labelled joints of each group: drawn, and as the error model says."""
+    """The share of each kind of error among the labelled joints of each group: drawn, and intended by the error
+    model."""
     intended = _intended(labelled, overlap, skeleton, options)
     names = [kind.name.lower() for kind in KINDS] + ["absent"]
     lines = ["share of the labelled joints, drawn" + (" (intended):" if intended is not None else ":")]
@@ -135,14 +137,14 @@ def _table(kind, labelled, overlap, skeleton: Skeleton, options: SynthesizeOptio
         for each in KINDS[1:]
         if (of := (kind == each) & labelled).any()
     ]
-    lines.append(f"share in people with four or more of the kind: {', '.join(many)}")
+    lines.append(f"share of each kind in people with four or more of it: {', '.join(many)}")
     if intended is not None:
-        lines.append("A kind that has no room around a joint gives its share to the others.")
+        lines.append("A kind without room around a joint passes its share on to the others.")
     return "\n".join(lines)
 
 
 def _intended(labelled, overlap, skeleton: Skeleton, options: SynthesizeOptions) -> np.ndarray | None:
-    """[people, K, kinds] probabilities by the error models; None if a synthesiser has none."""
+    """[people, K, kinds] probabilities of the error models; None if a synthesizer has no error model."""
     models = [error_model_of(name) for name in options.errors]
     if any(model is None for model in models):
         return None

@@ -34,7 +34,7 @@ class Poses(NamedTuple):
 
 
 def keep_unpromising(poses: Poses, keep_margin: float, min_ks: float = 0.0) -> Poses:
-    """Poses of which every joint moved, with those back at their input that `DecodeConfig` would have kept there."""
+    """Applies a keep rule to poses of which every joint moved: `moves` decides which joints return to their input."""
     kept = poses.present & ~moves(poses.input_ks, poses.output_ks, DecodeConfig("ks", keep_margin, min_ks))
     return poses._replace(refined_xy=np.where(kept[..., None], poses.input_xy, poses.refined_xy))
 
@@ -51,21 +51,24 @@ def best_keep_margin(ap_of: Callable[[float], float]) -> tuple[float, float]:
 
 
 class Validator:
-    """Refines the synthetic poses of prepared people, and their stored detections if there are any.
+    """Refines and scores the synthetic poses of prepared people, and their stored detections if there are any.
 
-    The synthetic poses are the paper's, drawn with a fixed key: the same at every validation of every run, whatever the
-    run learns from.
+    The synthetic poses have the paper's errors, drawn with a fixed key: they are the same in every validation of every
+    run, whatever errors it trains with.
 
     Attributes:
-      kinds: the kinds of input there are: `synthetic`, and `detected` if any detection is stored.
+      kinds: the kinds of input: `synthetic`, and `detected` if any detection is stored.
+
+    Raises:
+      PosefixError: the people have other joints than the refiner.
     """
 
     def __init__(self, folders: Sequence[str], spec: RefinerSpec, *, batch_size: int = 32):
         self.people = People(folders)
         if self.people.skeleton.joints != spec.skeleton.joints:
             raise PosefixError(
-                f"{', '.join(map(str, folders))}: people of skeleton {self.people.skeleton.name}, the refiner's is "
-                f"{spec.skeleton.name}; expected the same joints"
+                f"{', '.join(map(str, folders))}: people of skeleton {self.people.skeleton.name}, but the refiner's "
+                f"is {spec.skeleton.name}; expected the same joints"
             )
         self.spec = spec
         self.mesh = data_mesh()
@@ -98,7 +101,7 @@ class Validator:
         return xy * self.scale[:, None, None] + self.corner[:, None, :]
 
     def _truth(self, among: np.ndarray):
-        """Everybody `among` [N], each in an image of their own: whose pose an input is, is known here."""
+        """The people in `among` [N], each in an image of their own, because each input's person is known."""
         people = []
         for i in np.flatnonzero(among):
             xy, labelled = self.true_xy[i], self.labelled[i]
@@ -107,8 +110,8 @@ class Validator:
             people.append(Person(int(i), int(i), joints, (x, y, width, height), float(self.area[i])))
         return truth_of([person.image_id for person in people], people, self.spec.skeleton)
 
-    def poses(self, kind: str, variables, stop: Callable[[], bool] = lambda: False) -> Poses | None:
-        """Runs the refiner over everybody, on all devices of all processes; None if `stop` says so in between."""
+    def poses(self, kind: str, variables: dict, stop: Callable[[], bool] = lambda: False) -> Poses | None:
+        """Refines the poses of all people, on all devices of all processes. None if `stop()` is true after a batch."""
         variables = jax.device_put(variables, replicated(self.mesh))
         batches = evaluation_batches(
             self.people, batch_size=self.batch_size, process=jax.process_index(), processes=jax.process_count()
@@ -124,10 +127,14 @@ class Validator:
         return poses._replace(input_xy=to_image(poses.input_xy), refined_xy=to_image(poses.refined_xy))
 
     def score(self, poses: Poses, folder: int | None = None) -> dict[str, int | float]:
-        """Mean KS of the labelled joints and AP, before and after; an absent input joint has KS 0.
+        """Mean KS of the labelled joints and AP, before and after refinement.
 
-        Of the people of all folders, or of one. KS is of those who have an input pose (0 if nobody has one); who has none
-        costs AP.
+        The mean KS is over people with an input pose; an absent input joint has KS 0. People without input pose lower
+        the AP.
+
+        Args:
+          poses: of all people.
+          folder: index of the folder whose people to score; None for all.
         """
         among = self.labelled.any(axis=1)
         if folder is not None:
@@ -148,8 +155,10 @@ class Validator:
             "ap_refined": self._ap(truth, poses.refined_xy, given & among),
         }
 
-    def run(self, variables, stop: Callable[[], bool] = lambda: False) -> dict[str, dict[str, int | float]] | None:
-        """The scores of each kind of input; None if `stop` says so in between."""
+    def run(
+        self, variables: dict, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, dict[str, int | float]] | None:
+        """The scores of each kind of input. None if `stop()` is true after a batch."""
         scores = {}
         for kind in self.kinds:
             poses = self.poses(kind, variables, stop)
@@ -169,7 +178,7 @@ class Validator:
 
 
 def line_of(kind: str, scores: dict[str, int | float]) -> str:
-    """For the terminal."""
+    """The scores as a line for the terminal."""
     return (
         f"{kind} poses of {scores['people']} people: KS {scores['ks_input']:.4f} -> {scores['ks_refined']:.4f}, "
         f"AP {scores['ap_input']:.4f} -> {scores['ap_refined']:.4f}"

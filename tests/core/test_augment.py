@@ -56,7 +56,7 @@ def test_ranges():
 
 def test_erased_rectangles():
     """The asked share of the crops loses something, never more than three of the largest rectangles; the rest stays."""
-    crop = jnp.full((64, 48, 3), 300.0)  # no colour of a rectangle
+    crop = jnp.full((64, 48, 3), 300.0)  # not the color of a rectangle
     keys = jax.random.split(jax.random.key(0), 500)
     lost = np.asarray(jax.vmap(lambda key: (random_erase(key, crop, 0.4) != crop).all(-1))(keys)).mean((1, 2))
     assert abs((lost > 0).mean() - 0.4) < 0.07
@@ -79,5 +79,5 @@ def test_later_epochs_vary_half_as_much():
 
 
 def test_refuses_more_than_patches_hold():
-    with pytest.raises(PosefixError, match="patches are cut for"):
+    with pytest.raises(PosefixError, match="patches have room for"):
         AugmentConfig(scale=0.5)

@@ -18,7 +18,7 @@ def test_affine_and_its_inverse(frame, mirror):
 
 
 def test_unbiased_maps_edges_to_edges():
-    # The box covers pixels 10..24 whole: edges at 9.5 and 24.5 in pixel-centre coordinates.
+    # The box covers pixels 10..24 completely: edges at 9.5 and 24.5 in pixel-center coordinates.
     place = geometry.crop_geometry(np.array([9.5, 9.5, 15, 20]), (80, 60), frame="unbiased")
     np.testing.assert_allclose(place.to_crop(np.array([[9.5, 9.5], [24.5, 29.5]])), [[-0.5, -0.5], [59.5, 79.5]])
 
@@ -45,7 +45,7 @@ def test_boxes():
     np.testing.assert_allclose(geometry.joint_extent(xy, present), [10, 20, 20, 0])
     box = geometry.crop_box_of_joints(xy, present, (256, 192))
     np.testing.assert_allclose(box[2] / box[3], 192 / 256)
-    np.testing.assert_allclose(box[:2] + box[2:] / 2, [20, 20])  # centred on the joints
+    np.testing.assert_allclose(box[:2] + box[2:] / 2, [20, 20])  # centered on the joints
     # A side of zero counts as 20 px; both x 1.2, then the aspect (24 wide: 32 high), then x 1.25.
     np.testing.assert_allclose(box[2:], [30, 40])
 

@@ -16,7 +16,7 @@ def test_encode_at_and_beyond_the_border():
     xy = jnp.asarray([[0.0, 0.0], [-0.4, 3.0], [-1.0, 3.0], [11.5, 15.2]])
     maps = np.asarray(heatmaps.one_hot(xy, (16, 12)).drawn())
     assert maps[0, 0, 0] == 1
-    assert maps[3, 0, 1] == 1  # the corner outside drops out, the rest is renormalised
+    assert maps[3, 0, 1] == 1  # the corner outside drops out, the rest is renormalized
     assert maps[..., 2].sum() == 0  # a whole cell outside: nothing
     assert maps[15, 11, 3] == 1
 

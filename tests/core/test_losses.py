@@ -59,7 +59,7 @@ def test_terms_can_be_left_out_and_the_target_be_a_gaussian():
             LossConfig(**wrong)
 
 
-def test_argmax_goes_a_quarter_towards_the_higher_neighbour():
+def test_argmax_goes_a_quarter_toward_the_higher_neighbor():
     xy = jnp.asarray([[2.3, 3.6], [0.0, 5.0], [2.0, 2.0]])
     found = argmax(gaussians(xy, jnp.ones(3, bool), crop_hw=(6, 5), sigma=1.0).drawn())
     np.testing.assert_allclose(found, [[2.25, 3.75], [0.0, 5.0], [2.0, 2.0]])

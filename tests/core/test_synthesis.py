@@ -1,4 +1,4 @@
-"""The contract that every synthesiser keeps, and the recorded statistics of the released one."""
+"""The contract of all synthesizers, and the recorded statistics of the released one."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ def sources(case):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.slow
 def test_contract(name):
-    """Finite; in the promised rings; the conditions of each kind; absent joints empty."""
+    """Finite, in the rings and under the conditions of each kind; absent joints are zero."""
     case = recorded(name)
     pose = draw(case)
     labelled = np.asarray(case["labelled"])
@@ -93,7 +93,7 @@ def test_contract(name):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.slow
 def test_rates_are_the_recorded_ones(name):
-    """Every kind of every joint within the 99.9 % interval of two binomials, over 3 x 85 comparisons."""
+    """Every kind of every joint within the 99.9% interval of two binomials, over 3 x 85 comparisons."""
     case = recorded(name)
     labelled = np.asarray(case["labelled"])
     kinds = draw(case).kind
@@ -106,7 +106,7 @@ def test_rates_are_the_recorded_ones(name):
 
 @pytest.mark.slow
 def test_lengths_are_uniform_in_the_ring():
-    """Good errors of a person alone: the length over d85 is uniform (Kolmogorov-Smirnov at 99.9 %)."""
+    """Good errors of a person alone: the length over d85 is uniform (Kolmogorov-Smirnov at 99.9%)."""
     case = recorded("a_lone17") | {
         "others_xy": jnp.zeros((0, 17, 2)),
         "others_labelled": jnp.zeros((0, 17), bool),
@@ -135,7 +135,7 @@ MADE = {
 
 
 def person(case: dict) -> Person:
-    """The case as any synthesiser takes it; two poses of an estimator besides, one of them absent."""
+    """The case as a synthesizer gets it, with two detections, one of them without joints."""
     moved = case["xy"] + 3.0
     return Person(
         xy=case["xy"],
@@ -152,7 +152,7 @@ def person(case: dict) -> Person:
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.slow
 def test_every_variant_keeps_the_contract(name):
-    """Finite; nothing where absent; kinds as they are; pure; nothing of an unlabelled joint; 1 device as 8, jit as eager."""
+    """Finite; zero where absent; true kinds; pure; blind to unlabelled joints; equal on 1 and 8 devices, jitted and eager."""
     case = recorded("b_9valid_2near")
     labelled = np.asarray(case["labelled"])
     draw = jax.jit(jax.vmap(MADE[name], in_axes=(0, None)))
@@ -162,7 +162,7 @@ def test_every_variant_keeps_the_contract(name):
     assert np.isfinite(pose.xy).all() and (pose.xy[~pose.present] == 0).all()
     assert np.isin(pose.kind, [int(kind) for kind in ErrorKind]).all()
     assert ((pose.kind == ErrorKind.ABSENT) == ~(pose.present & labelled)).all()
-    if name not in ("empirical", "mixture"):  # which show what the estimator says of unlabelled joints too
+    if name not in ("empirical", "mixture"):  # detections have unlabelled joints too
         assert not pose.present[:, ~labelled].any()
     assert (
         pose.present.any(axis=1).all()
@@ -188,8 +188,8 @@ def test_every_variant_keeps_the_contract(name):
 
 
 @pytest.mark.slow
-def test_errors_come_together_and_keep_their_rates():
-    """The kinds' rates are the independent ones; inversions of a person correlate as asked, of twins more."""
+def test_correlated_errors_keep_their_rates():
+    """The rates are those of independent errors; inversions of a person correlate as set, of twins more."""
     alone, together = (
         jax.tree.map(np.asarray, jax.jit(jax.vmap(from_model(model, COCO), in_axes=(0, None)))(
             jax.random.split(jax.random.key(5), DRAWS), person(recorded("a_lone17"))
@@ -208,13 +208,13 @@ def test_errors_come_together_and_keep_their_rates():
         for name, on in inverted.items()
     }
     assert 0.5 < min(lift["alone"]) and max(lift["alone"]) < 1.6
-    # Of correlation 0.5 and 0.8 behind rates of 0.06 and 0.03 (0.06): by the bivariate normal 5.3 and 8.5 times.
+    # Correlations 0.5 and 0.8 at rates of 0.06 and 0.03 (0.06): 5.3 and 8.5 times by the bivariate normal.
     assert 4.3 < lift["together"][0] < 6.3 and 7.3 < lift["together"][1] < 9.7
     many = {name: (on.sum(axis=1) * (on.sum(axis=1) >= 4)).sum() / on.sum() for name, on in inverted.items()}
     assert many["alone"] < 0.05 < 0.3 < many["together"]
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_files_of_a_user(tmp_path):
     own = tmp_path / "own.py"
     own.write_text(
         "from posefix_jax.core.synthesis import SyntheticPose\n"

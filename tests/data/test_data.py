@@ -45,7 +45,7 @@ def test_record_round_trip():
 
 
 def test_prepared_people_are_the_annotated_ones(people, prepared):
-    """Every joint comes back to the photograph's frame; neighbours, overlap and detections are there."""
+    """Every joint comes back to the photograph's frame; neighbors, overlap and detections are there."""
     truth = read_annotations(people[0])
     manifest = Manifest.read(prepared)
     source = People([prepared])
@@ -315,7 +315,7 @@ def test_folders_mix_by_joint_name_as_often_as_asked(prepared, tmp_path):
     assert sorted([*drawn[0][12:], *drawn[1][12:]]) == list(range(6, 12))
 
 
-def spoilt(prepared, folder, how):
+def damaged(prepared, folder, how):
     shutil.copytree(prepared, folder)
     shard = sorted(folder.glob("*.array_record"))[1]
     shard.write_bytes(how(shard.read_bytes()))
@@ -323,7 +323,7 @@ def spoilt(prepared, folder, how):
 
 
 def test_a_truncated_shard_is_named(prepared, tmp_path):
-    shard = spoilt(prepared, tmp_path / "cut", lambda data: data[: len(data) // 2])
+    shard = damaged(prepared, tmp_path / "cut", lambda data: data[: len(data) // 2])
     with pytest.raises(PosefixError, match=f"{shard.name}: truncated"):
         People([tmp_path / "cut"])
 
@@ -331,7 +331,7 @@ def test_a_truncated_shard_is_named(prepared, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_record_is_named(prepared, tmp_path, workers):
     """Also when a worker process meets it."""
-    shard = spoilt(prepared, tmp_path / "hurt", lambda data: data[:3000] + bytes(60) + data[3060:])
+    shard = damaged(prepared, tmp_path / "hurt", lambda data: data[:3000] + bytes(60) + data[3060:])
     people = People([tmp_path / "hurt"])
     options = dict(batch_size=6, seed=0, threads=1, workers=workers)
     with pytest.raises((PosefixError, RuntimeError), match=f"{shard.name}: record [01] cannot be read"):

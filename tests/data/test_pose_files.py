@@ -29,7 +29,7 @@ def row(image, score=0.5, **more) -> dict:
 
 
 def test_several_files_are_one_stream(tmp_path):
-    """Rows of all files in order; an empty list takes after its neighbours; the digest is of the content."""
+    """Rows of all files in order; an empty list takes after its neighbors; the digest is of the content."""
     files = files_of(tmp_path, {"a.json": [row(1), row(2)], "b.json": [], "c.json": [row(3)]})
     source = PoseFiles(files, skeleton=None, preferred=COCO)
     assert [file.name for file in source.files] == ["a.json", "b.json", "c.json"]

@@ -1,4 +1,4 @@
-"""The figures of `posefix analyse`, and its page."""
+"""The figures of `posefix analyze`, and its page."""
 
 import csv
 import json
@@ -116,14 +116,14 @@ def files(people, tmp_path):
     return {"truth": people[0], "images": people[1], "d": tmp_path / "d.json", "r": tmp_path / "r.json"}
 
 
-def analyse(files, *more, results="r", out="report"):
+def analyze(files, *more, results="r", out="report"):
     where = files["d"].with_name(out)
-    code = main([str(a) for a in ("analyse", files[results], "--annotations", files["truth"], "--out", where, *more)])
+    code = main([str(a) for a in ("analyze", files[results], "--annotations", files["truth"], "--out", where, *more)])
     return code, where
 
 
 def test_before_and_after(files, capsys):
-    code, out = analyse(files, "--against", files["d"], "--images", files["images"], "--pictures", 2, "--samples", 20)
+    code, out = analyze(files, "--against", files["d"], "--images", files["images"], "--pictures", 2, "--samples", 20)
     text = capsys.readouterr().out
     assert code == 0 and "AP changes by +" in text and "inversion" in text
     assert sorted(path.name for path in out.iterdir()) == [".posefix", "analysis.json", "errors.csv", "index.html"]
@@ -156,14 +156,14 @@ def test_before_and_after(files, capsys):
 
 
 def test_one_file_without_photographs(files, capsys):
-    assert analyse(files, results="d")[0] == 0
+    assert analyze(files, results="d")[0] == 0
     assert "page: " in capsys.readouterr().out
     page = Page((files["d"].with_name("report") / "index.html").read_text())
     assert "img" not in page.count
 
 
 def test_the_commands_help(capsys):
-    for arguments in (["analyse", "--help"], ["analyse", "fit", "--help"]):
+    for arguments in (["analyze", "--help"], ["analyze", "fit", "--help"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert not stopped.value.code and "--annotations" in capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_the_commands_help(capsys):
 
 def test_refused(files, capsys, tmp_path):
     def refused(*more, **options) -> str:
-        code, out = analyse(files, *more, **options)
+        code, out = analyze(files, *more, **options)
         lines = capsys.readouterr().err.strip().splitlines()
         assert code == 2 and len(lines) == 1 and lines[0].startswith("posefix: "), lines
         assert not out.is_dir()

@@ -1,4 +1,4 @@
-"""The error taxonomy, by hand and against the synthesiser, and the matching under it."""
+"""The error taxonomy, by hand and against the synthesizer, and the matching under it."""
 
 import contextlib
 import io
@@ -81,7 +81,7 @@ def test_absent_unlabelled_and_unlabelled_sources():
 
 
 def test_ties_and_areas():
-    """On a tie the joint itself goes first, then the own twin; a neighbour's own area counts, not this person's."""
+    """On a tie the joint itself goes first, then the own twin; a neighbor's own area counts, not this person's."""
     stacked = TRUE.copy()
     stacked[R_WRIST] = stacked[L_WRIST]
     assert kinds({}, [TRUE])[L_WRIST] == GOOD
@@ -93,7 +93,7 @@ def test_ties_and_areas():
     at = other[L_WRIST] + away(L_WRIST, 0.4)
     assert kinds({L_WRIST: at}, [other])[L_WRIST] == MISS
     assert kinds({L_WRIST: at}, [other], [2 * AREA])[L_WRIST] == SWAP  # 0.4 ** (1 / 2) = 0.63
-    # Between two people, nearer to its own: of a big neighbour it is more similar to theirs.
+    # Between two people, nearer to its own: of a big neighbor it is more similar to theirs.
     other = TRUE + 2 * away(NOSE, 0.8)
     at = TRUE[NOSE] + 0.9 * away(NOSE, 0.8)
     assert [kinds({NOSE: at}, [other], [area])[NOSE] for area in (AREA, 4 * AREA)] == [JITTER, SWAP]
@@ -200,7 +200,7 @@ ALL_KINDS = ErrorModel(name="all", rates=(("other", tuple(((0.2, 0.2),) * 3 for 
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Draws spoiled poses, and gives the kinds drawn and found, [draws, 17] each."""
+    """Draws poses with errors, and gives the kinds drawn and found, [draws, 17] each."""
 
     @jax.jit
     def draw(keys, true_xy, other_xy, other_labelled):
@@ -254,12 +254,12 @@ def test_recovers_what_was_drawn_for_people_of_one_size(drawn):
 
 
 def test_recovers_less_beside_people_of_another_size(drawn):
-    """The sampler knows the person's area only; the taxonomy each neighbour's own, r times as large.
+    """The sampler knows the person's area only; the taxonomy each neighbor's own, r times as large.
 
-    A swap lies uniformly within R of a neighbour's joint, R at KS 0.5; the taxonomy reaches sqrt(r) R, so that of swaps
+    A swap lies uniformly within R of a neighbor's joint, R at KS 0.5; the taxonomy reaches sqrt(r) R, so that of swaps
     to small people sqrt(r) are found. A miss lies between R and 1.82 R (KS 0.1) of a source: the joint itself with
-    weight 1, its twin and the neighbour's two with 1/4 each. So 2/7 of the misses (1/5 of a nose's) lie around the
-    neighbour, of which those below sqrt(r) R seem swaps beside big people.
+    weight 1, its twin and the neighbor's two with 1/4 each. So 2/7 of the misses (1/5 of a nose's) lie around the
+    neighbor, of which those below sqrt(r) R seem swaps beside big people.
     """
     for ratio in (0.5, 1.5):
         kind, found = drawn(TRUE + 3000, other_area=ratio * 4000.0)

@@ -63,13 +63,13 @@ def fitted(folder, *options: str) -> tuple[ErrorModel, dict]:
         "--out",
         str(folder / "m.json"),
     ]
-    assert main(["analyse", "fit", *arguments, *options]) == 0
+    assert main(["analyze", "fit", *arguments, *options]) == 0
     return read_error_model(folder / "m.json"), json.loads((folder / "m.json").read_text())["evidence"]
 
 
 @pytest.mark.slow
 def test_recovers_the_model_that_the_detections_were_drawn_from(tmp_path, capsys):
-    """The paper's rates within 95 % intervals as often as that says; lengths uniform; joints independent."""
+    """The paper's rates within 95% intervals as often as that says; lengths uniform; joints independent."""
     model = without_swaps(PAPER)
     kinds = write_draws(tmp_path, model)
     found, evidence = fitted(tmp_path, "--offsets")
@@ -83,7 +83,7 @@ def test_recovers_the_model_that_the_detections_were_drawn_from(tmp_path, capsys
             np.testing.assert_array_equal(counts, [(kinds[:, groups == group] == kind).sum() for kind in range(5)])
         for expected, (low, high) in zip(true[groups == group].mean(axis=0), of["interval"].values(), strict=True):
             inside.append(low <= expected <= high)
-    assert len(inside) == 40 and sum(inside) >= 35  # binomial, 95 % each: fewer with a probability below 0.02
+    assert len(inside) == 40 and sum(inside) >= 35  # binomial, 95% each: fewer with a probability below 0.02
     assert np.max(found.together) < 0.1
     for _, lengths in found.lengths:
         np.testing.assert_allclose(lengths[0], np.linspace(0, 1, 17), atol=0.06)
@@ -107,7 +107,7 @@ def test_mistakes(tmp_path, capsys):
     (tmp_path / "other.json").write_text(json.dumps([rows[0] | {"image_id": 99999}]))
     for name, message in (("far", "no pose in it lies on a person"), ("other", "different photographs")):
         arguments = ["--annotations", str(tmp_path / "truth.json"), "--out", str(tmp_path / "m.json")]
-        assert main(["analyse", "fit", str(tmp_path / f"{name}.json"), *arguments]) == 2
+        assert main(["analyze", "fit", str(tmp_path / f"{name}.json"), *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "m.json").exists()
 

@@ -1,4 +1,4 @@
-"""Runs of real processes: the same model from any number of processes and devices, whatever happens to them."""
+"""Runs of real processes: the same model from any number of processes and devices, also after kills and moves."""
 
 import os
 import random
@@ -87,7 +87,8 @@ def variables_at(run: Path, step: int):
 def difference(a, b) -> float:
     """Norm of the difference over the norm, of parameters and batch statistics each; the larger of the two.
 
-    The head's bias is left out: the softmax over a map does not see it, so Adam moves it by the sign of rounding errors.
+    The head's bias is left out: the softmax over a map does not see it, so Adam moves it by the sign of rounding
+    errors.
     """
     for tree in (a, b):
         tree["params"]["head"]["bias"] = np.zeros(17)
@@ -116,7 +117,7 @@ def test_processes_and_devices_change_nothing(preset, undisturbed):
 
 
 def test_killed_at_random_moments(preset, undisturbed):
-    """SIGKILL, around saves too: it always goes on, and ends with the very same parameters."""
+    """SIGKILL, during saves too: the run always resumes, and ends with exactly the same parameters."""
     out = preset.with_name("killed")
     arguments = ("--save-every", "3", "--keep", "30")
     moments = random.Random(0)
@@ -133,7 +134,7 @@ def test_killed_at_random_moments(preset, undisturbed):
     assert difference(variables_at(out, STEPS), variables_at(undisturbed, STEPS)) == 0
 
 
-def test_goes_on_with_other_devices(preset, prepared, undisturbed):
+def test_resumes_on_other_devices(preset, prepared, undisturbed):
     """Saved in the middle of an epoch by one process with one device; finished, and validated, by two."""
     out = preset.with_name("moved")
     shutil.copytree(undisturbed, out)
@@ -171,11 +172,11 @@ def test_asked_to_stop_before_the_first_step(preset):
     assert not list(out.glob("checkpoints/[0-9]*"))
 
 
-def test_a_process_that_does_not_come_is_named(preset):
+def test_a_missing_process_is_named(preset):
     out = preset.with_name("alone")
     arguments = ("--processes.coordinator", "127.0.0.1:1", "--processes.count", "3", "--processes.index", "1")
     said = finish(start(preset, out, arguments=(*arguments, "--processes.timeout", "2")), code=2)
-    assert "processes 0, 2 of 3 did not come up within 2 s; there: 1 on " in said
+    assert "processes 0, 2 of 3 did not start within 2 s; started: 1 on " in said
 
 
 def test_only_one_run_a_folder(preset, undisturbed):

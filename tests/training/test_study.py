@@ -1,4 +1,4 @@
-"""`posefix study`, `posefix synthesise` and `posefix estimate` as a user runs them, on tiny networks."""
+"""`posefix study`, `posefix synthesize` and `posefix estimate` as a user runs them, on tiny networks."""
 
 import json
 
@@ -42,7 +42,7 @@ def folder(prepared, tmp_path_factory):
 
 @pytest.mark.slow
 def test_study(folder, capsys):
-    """What is asked for is trained and scored once; again it is only read."""
+    """Trains and scores what is asked for once; the same command again only reads the scores."""
     out = folder / "out"
     command = ["study", str(folder / "study.py"), "--out", str(out), "--seeds", "1", "--only", "ones"]
     assert main(command) == 0
@@ -61,7 +61,7 @@ def test_study(folder, capsys):
 
 @pytest.mark.slow
 def test_estimate(folder, people, capsys):
-    """A pose a box, from the photograph alone: what stands in the file about joints makes no difference."""
+    """One pose per box, from the image only: joints in the file make no difference."""
     truth, images = people
     shown = []
     for name in ("truth.json", "boxes.json"):
@@ -107,10 +107,10 @@ def test_estimate(folder, people, capsys):
 
 
 @pytest.mark.slow
-def test_synthesise(folder, prepared, capsys):
+def test_synthesize(folder, prepared, capsys):
     preview = folder / "sheet.png"
     errors = ["--errors", "scalar", "none", "--error-weights", "3", "1"]
-    assert main(["synthesise", "--data", str(prepared), *errors, "--preview", str(preview), "--sample", "40"]) == 0
+    assert main(["synthesize", "--data", str(prepared), *errors, "--preview", str(preview), "--sample", "40"]) == 0
     shown = capsys.readouterr().out
     people = People((str(prepared),))
     labelled = [int((people[i].joints[:, 2] > 0).sum()) for i in range(len(people))]
@@ -118,7 +118,7 @@ def test_synthesise(folder, prepared, capsys):
     assert "miss" in shown and "four or more" in shown
     picture = cv2.imread(str(preview))
     assert picture.shape[1] == 5 * 240 + 4 * 6 and picture.std() > 20
-    assert main(["synthesise", "--data", str(prepared), "--errors", "posefxi", "--preview", str(preview)]) == 2
+    assert main(["synthesize", "--data", str(prepared), "--errors", "posefxi", "--preview", str(preview)]) == 2
     assert "did you mean 'posefix'" in capsys.readouterr().err
 
 
@@ -146,7 +146,7 @@ def test_mistakes(folder, capsys):
         ([folder / "wrong.py"], "expected study() to return"),
         ([folder / "none.py"], "no such file"),
         ([folder / "study.py", "--only", "third"], "not among paper, ones"),
-        ([folder / "lost.py"], "config 'ones': unknown synthesiser 'gausian'"),
+        ([folder / "lost.py"], "config 'ones': unknown synthesizer 'gausian'"),
         ([folder / "study.py", "--seeds", "1", "1"], "different numbers"),
     ):
         assert main(["study", *map(str, arguments), "--out", str(folder / "o")]) == 2

@@ -108,7 +108,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_seen(name, config, whole, tmp_path):
-    """By reading the files, before Orbax restores any; the newest step that reads is found."""
+    """By reading the files, before Orbax restores any. Finds the newest readable step."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(Path(config.out) / "checkpoints", folder)
     assert newest_whole(folder, tuple(ITEMS)) == (folder / "6", {})
@@ -120,7 +120,7 @@ def test_damage_is_seen(name, config, whole, tmp_path):
 
 @pytest.mark.parametrize("name", ["an empty step", "a model cut short"])
 def test_a_damaged_checkpoint_is_passed_over(name, config, whole, tmp_path, capsys):
-    """The newest that reads is taken, in one line; the run ends with the same weights; what is damaged is kept."""
+    """Loads the newest readable one, with one line of warning; the run ends with the same weights, damaged files are kept."""
     run = tmp_path / "run"
     shutil.copytree(config.out, run)
     DAMAGE[name](run / "checkpoints")
@@ -146,14 +146,14 @@ def test_no_checkpoint_that_reads(config, whole, tmp_path):
         cut_short(step, "model")
     before = sorted(run.rglob("*"))
     for attempt in (lambda: train(dataclasses.replace(config, out=str(run))), lambda: load_refiner(run)):
-        with pytest.raises(PosefixError, match=r"no checkpoint there can be read \(6: model: .*; 4: model: "):
+        with pytest.raises(PosefixError, match=r"no checkpoint can be read \(6: model: .*; 4: model: "):
             attempt()
     with pytest.raises(PosefixError, match=r"checkpoints/6: damaged \(model: "):
         load_refiner(run / "checkpoints" / "6")
     assert sorted(run.rglob("*")) == before
 
 
-def test_a_folder_of_the_users_is_not_trained_into(config, tmp_path):
+def test_refuses_a_folder_that_it_did_not_make(config, tmp_path):
     (tmp_path / "config.json").write_text("mine")
     with pytest.raises(PosefixError, match="exists and was not made by posefix train"):
         train(dataclasses.replace(config, out=str(tmp_path)))
@@ -161,9 +161,9 @@ def test_a_folder_of_the_users_is_not_trained_into(config, tmp_path):
 
 
 def test_interrupted_and_resumed_is_as_uninterrupted(config, whole, monkeypatch):
-    """Stopped within step 3, between checkpoints: same parameters, averages, optimiser, bit for bit.
+    """Stopped within step 3, between checkpoints: same parameters, averages, optimizer state, bit for bit.
 
-    That two runs of one seed are the same follows.
+    It follows that two runs with one seed are the same.
     """
     broken = dataclasses.replace(config, out=config.out + "-broken")
     asked, next_batch = [], Feed.__next__
@@ -189,7 +189,7 @@ def test_refuses_a_run_of_another_config(config, whole):
 
 
 def test_stops_exactly_where_the_loss_is_not_finite(config, monkeypatch):
-    """The state from before the batch is saved, whoever was in it is listed, and the same command meets it again."""
+    """The state before the batch is saved, its people are listed, and the same command reaches it again."""
     broken = dataclasses.replace(config, out=config.out + "-not-finite", log_every=50, save_every=50, validate_every=50)
     asked, next_batch = [], Feed.__next__
 
@@ -218,7 +218,7 @@ def test_stops_exactly_where_the_loss_is_not_finite(config, monkeypatch):
     assert not complete and int(state.skipped) == 1 and int(state.step) == 5
     asked.clear()
     poisoned = set()
-    state, complete = train(broken)  # fewer may be passed over from here, none is
+    state, complete = train(broken)  # fewer may be skipped now, and none is
     assert complete and int(state.step) == 6
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
 
@@ -253,7 +253,7 @@ def test_stops_after_a_time(config):
 
 
 def test_signals_are_handled_from_the_first_finished_step_on(config):
-    """Once: a second signal acts as usual, and so do all after the run."""
+    """Only the first one: a second signal acts as usual, as do all signals after the run."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Interruption(config) as interruption:
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
@@ -268,7 +268,7 @@ def test_signals_are_handled_from_the_first_finished_step_on(config):
 
 @pytest.mark.parametrize("cache,workers", [("device", 0), ("none", 2)])
 def test_batches_are_the_same_however_they_come(config, cache, workers):
-    """From the devices' memory, from worker processes, from threads; and from the middle."""
+    """From device memory, from worker processes, from threads; from the start and from the middle."""
     people = People(config.data.train * 2, (1.0, 0.5))
     mesh = data_mesh()
     plain = Feed(mesh, people, config.data, seed=1, start=0)
@@ -282,8 +282,8 @@ def test_batches_are_the_same_however_they_come(config, cache, workers):
     assert (feed.waited > 0) == (cache == "none")  # cached people are not waited for
 
 
-def test_eight_devices_are_as_one(config):
-    """One step, batch statistics included, 1e-5 relative; poses and augmentation bit for bit."""
+def test_eight_devices_equal_one(config):
+    """One step, batch statistics included, to 1e-5; poses and augmentation bit for bit."""
     people = People(config.data.train)
     spec = spec_of(config, people)
     local = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
@@ -320,7 +320,7 @@ def test_eight_devices_are_as_one(config):
         np.testing.assert_allclose(metrics_1[key], metrics_8[key], rtol=1e-5, err_msg=key)
     for a, b in zip(jax.tree.leaves(state_1.batch_stats), jax.tree.leaves(state_8.batch_stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    # The head's bias has no gradient but rounding errors: the softmax over a map does not see it.
+    # The gradient of the head's bias is only rounding: the softmax over a map does not depend on it.
     params = [jax.device_get(s.params) for s in (state_1, state_8)]
     weights = [jax.tree.leaves(p["backbone"]) + [p["head"]["kernel"]] for p in params]
     sizes = [[float(np.linalg.norm(leaf)) for leaf in leaves] for leaves in weights]
@@ -330,7 +330,7 @@ def test_eight_devices_are_as_one(config):
 
 
 def test_unlabelled_joints_reach_neither_input_nor_target(config):
-    """Whatever an unlabelled joint's coordinates hold, the sample is the same."""
+    """A sample does not depend on the coordinates of unlabelled joints."""
     people = People(config.data.train)
     spec = spec_of(config, people)
     batch = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
@@ -471,7 +471,7 @@ def test_starts_from_a_run_on_all_devices(config, whole):
 
 @pytest.mark.parametrize("backbone", ["resnet18", "movenet"])
 def test_starts_from_a_refiner_of_another_skeleton(config, tiny_spec, tmp_path, backbone):
-    """Joints of the same name take their weights along, whatever their index; the others start fresh."""
+    """Joints of the same name keep their weights, at any index; the others start fresh."""
     tiny_spec = dataclasses.replace(tiny_spec, model=dataclasses.replace(tiny_spec.model, backbone=backbone))
     few = dataclasses.replace(
         tiny_spec.skeleton, name="few", joints=("left_hip", "nose", "tail"), flip_pairs=(), limbs=(),

@@ -1,4 +1,4 @@
-"""The network, and the spec that says how to run it."""
+"""The refiner network, and the spec that a refiner needs to run."""
 
 from posefix_jax.core.models.network import (
     STRIDE,

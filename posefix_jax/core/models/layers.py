@@ -1,4 +1,4 @@
-"""Convolutions whose gradient is fast on every backend. Same weights everywhere, other formulations on the CPU."""
+"""Layers that are fast on every backend, gradients included. The weights are the same; formulations differ on CPUs."""
 
 import functools
 
@@ -21,10 +21,10 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
 class Conv(nn.Module):
-    """A bias-free (by default) convolution over [B, H, W, C] with (k - 1) / 2 zeros on every side.
+    """A convolution with (k - 1) / 2 zeros on every side.
 
-    `offset` 1 moves every window by one pixel right and down, as TensorFlow's SAME does at stride 2 on even sides.
-    `maps` are further channels, the last of the kernel's, which are never drawn (`conv_of_separable`).
+    `offset` 1 moves every window one pixel right and down, as TensorFlow's SAME does at stride 2 on even sizes. `maps`
+    are more input channels, for the last channels of the kernel, that are not drawn (`conv_of_separable`).
     """
 
     features: int
@@ -44,7 +44,7 @@ class Conv(nn.Module):
             kernel, of_maps = jnp.split(kernel, [drawn], axis=2)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.kernel == 1:
-            # A matrix product: five times faster than a 1x1 convolution on XLA:CPU, the same on a GPU.
+            # On XLA:CPU five times faster than a 1x1 convolution; the same on a GPU.
             x = pixelwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
             pad = (self.kernel - 1) // 2
@@ -73,9 +73,9 @@ class Conv(nn.Module):
 def conv_of_separable(
     maps: SeparableMaps, kernel: Float[Array, "k k K D"], stride: int, offset: int = 0, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "B h w D"]:
-    """The convolution of the maps as `Conv` has it, first along the columns, then along the rows: no map is drawn.
+    """The convolution of `Conv` on maps, first along the columns, then along the rows, without drawing them.
 
-    A 7x7 stem over 17 joints takes a seventh of the operations. `dtype` is that of the large product.
+    A 7x7 stem over 17 joints needs a seventh of the operations. `dtype` is the dtype of the large product.
     """
     size, _, joints, features = kernel.shape
     before = (size - 1) // 2 - offset
@@ -92,7 +92,7 @@ def conv_of_separable(
 
 
 def _along_columns(columns, kernel, dtype):
-    """[B, K, w, k] and [k, K, k, D] to [B, k * K, w * D]; a sum, since a product of so few terms is slow on a CPU."""
+    """[B, K, w, k] and [k, K, k, D] to [B, k * K, w * D]. A sum: matrix products with so few terms are slow on CPUs."""
     b, joints, w, size = columns.shape
     taps = (columns[:, None, :, :, i, None] * kernel[None, :, :, i, None, :] for i in range(size))
     return sum(taps).astype(dtype).reshape(b, size * joints, -1)
@@ -102,7 +102,7 @@ def _along_columns(columns, kernel, dtype):
 def _along_both(
     rows: Float[Array, "B h kK"], columns: Float[Array, "B K w k"], kernel: Float[Array, "k K k D"]
 ) -> Float[Array, "B h w*D"]:
-    """JAX's own gradient would transpose what is as large as the output."""
+    """With its own gradient: jax's would transpose arrays as large as the output."""
     return rows @ _along_columns(columns, kernel, rows.dtype)
 
 
@@ -122,7 +122,7 @@ _along_both.defvjp(lambda *inputs: (_along_both(*inputs), inputs), _along_both_b
 
 
 def transposed_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C D"]) -> Float[Array, "B 2*H 2*W D"]:
-    """Upsamples by two: stride-2 transposed convolution, SAME, by the formulation that suits the backend."""
+    """Transposed convolution of stride 2, SAME: upsamples by two. The formulation depends on the backend."""
 
     def native(x, kernel):
         return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -133,7 +133,8 @@ def transposed_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C D"])
 def depthwise_conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C"], stride: int, offset: int = 0
 ) -> Float[Array, "B h w C"]:
-    """One 3x3 kernel a channel, one zero on every side, by the formulation that suits the backend; `offset`: `Conv`."""
+    """One 3x3 kernel per channel, one zero on every side; `offset` as in `Conv`. The formulation depends on the
+    backend."""
 
     def native(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -150,36 +151,35 @@ def depthwise_conv(
 
 
 class DepthwiseConv(nn.Module):
-    """A bias-free 3x3 convolution of each channel by itself, kernel stored as [3, 3, C]; `offset`: `Conv`."""
+    """A 3x3 convolution of each channel, kernel stored as [3, 3, C]; `offset` as in `Conv`."""
 
     stride: int = 1
     offset: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         kernel = self.param("kernel", nn.initializers.truncated_normal((2 / 9) ** 0.5), (3, 3, x.shape[-1]))
         return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.offset)
 
 
 class TransposedConv(nn.Module):
-    """A bias-free 4x4 transposed convolution of stride 2, kernel stored as [4, 4, in, out]."""
+    """A 4x4 transposed convolution of stride 2, kernel stored as [4, 4, in, out]."""
 
     features: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W D"]:
         # Standard deviation 0.01: paper, section 6.
         kernel = self.param("kernel", nn.initializers.truncated_normal(0.01), (4, 4, x.shape[-1], self.features))
         return transposed_conv(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """3x3 maximum of stride 2 after one row and column of zeros, as slices.
+    """3x3 maximum of stride 2, padded with zeros: the input must not be negative.
 
-    Its input is never negative, so zeros are as good as minus infinity. XLA:CPU has no fast gradient of a
-    windowed maximum.
+    Built from slices, because XLA:CPU has no fast gradient of a windowed maximum.
     """
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     h, w = x.shape[1] - 2, x.shape[2] - 2
@@ -188,9 +188,9 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation in float32 over the global batch (under `jit` a mean over a sharded axis is global).
+    """Batch normalization over the global batch, statistics in float32. Under `jit` means over sharded axes are global.
 
-    `frozen`: by the running statistics in training too.
+    `frozen`: use the running statistics in training too.
     """
 
     epsilon: float = 1e-5
@@ -199,7 +199,7 @@ class BatchNorm(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: Float[Array, "B *N C"], *, train: bool) -> Float[Array, "B *N C"]:
         return nn.BatchNorm(
             use_running_average=not train or self.frozen,
             momentum=self.momentum,

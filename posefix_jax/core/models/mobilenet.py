@@ -1,21 +1,21 @@
-"""MobileNetV2 feature extractor (Sandler et al. 2018, table 2), to a 32nd: the backbone for a CPU."""
+"""MobileNetV2 feature extractor (Sandler et al. 2018, table 2), down to a 32nd: the backbone for CPUs."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from posefix_jax.core.heatmaps import SeparableMaps
 from posefix_jax.core.models.layers import Conv, DepthwiseConv
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""(expansion, channels out, units, stride of the first) a stage"""
+"""per stage: expansion, output channels, units, stride of the first unit"""
 
 
 class InvertedUnit(nn.Module):
-    """1x1 to `expansion` times the channels, 3x3 depthwise, 1x1 back; a shortcut where the shape stays."""
+    """1x1 to `expansion` times the channels, 3x3 depthwise, 1x1 back; with a shortcut if the shape stays the same."""
 
     expansion: int
     channels: int
@@ -25,7 +25,7 @@ class InvertedUnit(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
         shortcut = x
         if self.expansion != 1:
             x = Conv(self.expansion * x.shape[-1], 1, dtype=self.dtype, name="expand")(x)
@@ -38,11 +38,13 @@ class InvertedUnit(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """An image, and pose maps if any, to the outputs of the stages named by `taps`, counted from 1.
+    """An image, and optional pose maps, to the outputs of the stages in `taps`, numbered from 1.
 
-    `width` is the stem's channels, 32 in the standard network; wider ones round channels to eights, as the paper does.
-    `offset` 1 lays the windows of stride 2 as TensorFlow's SAME does (`Conv`). No gradient goes back through the first
-    `frozen` stages. `side` [B, H / 4, W / 4, D] joins stage 2's output by a 1x1 convolution that starts at zero.
+    Attributes:
+      width: channels of the stem, 32 in the standard network. Wider networks round channels to multiples of 8, as in
+        the paper.
+      offset: 1 places the windows of stride 2 as TensorFlow's SAME does; see `Conv`.
+      frozen: number of first stages that get no gradient.
     """
 
     width: int
@@ -54,8 +56,14 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image, maps: SeparableMaps | None = None, side: Array | None = None, *, train: bool
-    ) -> list[Array]:
+        self,
+        image: Float[Array, "B H W 3"],
+        maps: SeparableMaps | None = None,
+        side: Float[Array, "B h w D"] | None = None,
+        *,
+        train: bool,
+    ) -> list[Float[Array, "B _h _w _D"]]:
+        """`side`, at a 4th of the image, is added to stage 2's output through a 1x1 convolution that starts at zero."""
         x = Conv(self.width, 3, 2, self.offset, dtype=self.dtype, name="stem")(image, maps)
         x = nn.relu6(self.norm(name="stem_norm")(x, train=train))
         outputs = []

@@ -1,4 +1,4 @@
-"""The network of MoveNet (Votel & Li 2021) as a refiner: MobileNetV2, a feature pyramid, and the pose beside the image."""
+"""MoveNet's network (Votel & Li 2021) as a refiner: MobileNetV2, a feature pyramid, and the pose as a second input."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,18 +13,18 @@ from posefix_jax.core.models.layers import Conv, DepthwiseConv
 from posefix_jax.core.models.mobilenet import MobileNetV2
 
 PYRAMID = (64, 32, 24, 24)
-"""channels of the pyramid at a 32nd, 16th, 8th and 4th"""
+"""Channels of the pyramid at a 32nd, 16th, 8th and 4th."""
 POSE_LAYERS = ("pose_in", "pose_mix")
-"""the 1x1 convolutions by which the pose goes in, which the published networks have not"""
+"""The 1x1 convolutions that read the pose. The published networks do not have them."""
 
 
 class MoveNet(nn.Module):
-    """Image and pose maps to features [B, H / 4, W / 4, features], for a 1x1 head.
+    """Image and pose maps to features at a 4th, for a 1x1 head.
 
     Layers, channels and alignment are those of the published Lightning (`width` 32) and Thunder (56), whose weights
-    `posefix import movenet` reads. The pose, averaged over the heatmap's cells, goes in at a 4th and before the last
-    layer, both times through a 1x1 convolution that starts at zero: the network starts as the plain estimator it was,
-    and its first `frozen` stages, the dearest to train, may stay so.
+    `posefix import movenet` reads. The pose maps, averaged over heatmap cells, enter at a 4th and before the last
+    layer, each through a 1x1 convolution that starts at zero. Training therefore starts with the published estimator,
+    and its first `frozen` stages, the most expensive to train, may stay as they are.
     """
 
     width: int
@@ -37,13 +37,13 @@ class MoveNet(nn.Module):
     def __call__(self, image: Float[Array, "B H W 3"], maps: SeparableMaps, *, train: bool) -> Float[Array, "B h w D"]:
         pose = jax.tree.map(lambda line: line.reshape(line.shape[0], -1, 4, line.shape[-1]).mean(2), maps).drawn()
         trunk = MobileNetV2(self.width, self.norm, self.dtype, taps=(2, 3, 4, 7), offset=1, frozen=self.frozen)
-        nn.share_scope(self, trunk)  # its weights lie where those of any backbone lie
+        nn.share_scope(self, trunk)  # puts its weights where every backbone has them
         *finer, x = trunk(image, side=pose, train=train)
         x = nn.relu6(self.norm(name="last_norm")(Conv(1280, 1, dtype=self.dtype, name="last")(x), train=train))
         x = Conv(PYRAMID[0], 1, use_bias=True, dtype=self.dtype, name="top")(x)
         for i, channels in enumerate(PYRAMID[1:], start=1):
             _, h, w, before = x.shape
-            # One at a time: `resize` needs numbers, and the batch of an exported program is a symbol.
+            # `vmap`, because `resize` needs a concrete shape and the batch size of an exported program is symbolic.
             x = jax.vmap(partial(jax.image.resize, shape=(2 * h, 2 * w, before), method="bilinear"))(x)
             x = x + Conv(before, 1, use_bias=True, dtype=self.dtype, name=f"lateral{i}")(finer[-i])
             x = DepthwiseConv(dtype=self.dtype, name=f"merge{i}_depthwise")(x)

@@ -1,4 +1,4 @@
-"""The refiner network: an image crop and a coarse pose in, a heatmap a joint out. Paper, section 5."""
+"""The refiner network: an image crop and a coarse pose in, one heatmap per joint out. Paper, section 5."""
 
 import functools
 from dataclasses import asdict, dataclass, replace
@@ -20,40 +20,41 @@ from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import PosefixError, nearest_names
 
 STRIDE = 4
-"""Crop pixels a heatmap cell: 32 of the backbone, halved by three transposed convolutions."""
-
+"""Crop pixels per heatmap cell: the backbone's 32, halved by each of three transposed convolutions."""
 
 BACKBONES = (*STAGES, "mobilenet_v2", "movenet")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the network is. Static under `jit`.
+    """The network. Static under `jit`.
 
     Raises:
-      PosefixError: for an unknown backbone, or a crop that 32 does not divide.
+      PosefixError: an unknown backbone, or fields that do not fit it.
     """
 
     backbone: str = "resnet50"
-    """resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2, or movenet (MobileNetV2 with a feature pyramid)"""
+    """resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2, or movenet (MobileNetV2 with a feature
+    pyramid)"""
     width: int = 64
-    """channels of the stem; 64 in the standard ResNets, 32 in MobileNetV2 and MoveNet Lightning, 56 in MoveNet Thunder"""
+    """channels of the stem: 64 in the standard ResNets, 32 in MobileNetV2 and MoveNet Lightning, 56 in MoveNet
+    Thunder"""
     head_channels: int = 256
-    """channels of the three transposed convolutions; of movenet's last layer, 96 in the published ones"""
+    """channels of the three transposed convolutions; for movenet, of the last layer (96 in the published networks)"""
     skips: bool = False
-    """add the backbone's features at a 16th, 8th and 4th, each through a 1x1 convolution, to those three"""
+    """add the backbone's features at a 16th, 8th and 4th of the crop to those layers, each through a 1x1 convolution"""
     crop_hw: tuple[int, int] = (256, 192)
     """height and width of the crop in pixels"""
     frame: Frame = "unbiased"
-    """how crop pixels map to heatmap cells: unbiased, or reference (the authors' weights)"""
+    """how crop pixels map to heatmap cells: unbiased, or reference (for the authors' weights)"""
     pose_input: Literal["gaussian", "one-hot", "none"] = "gaussian"
-    """how the pose goes in: gaussian (coarse), one-hot, bilinear (fine; the paper's figure 6), or none at all, which makes a
-    plain estimator (the paper's IntegralPose)"""
+    """how the network reads the pose: gaussian (coarse), one-hot (fine; the paper's figure 6), or none, which makes it
+    a plain estimator (the paper's IntegralPose)"""
     end_to_end: bool = False
-    """two networks of this kind: the first estimates the pose without any, the second refines that, both trained together
-    (the paper's E2E-refine, table 1). The input pose then only says where to crop"""
+    """two networks of this kind, trained jointly: the first estimates a pose from the image alone, the second refines
+    it (the paper's E2E-refine, table 1). The input pose then only places the crop"""
     pose_sigma: float = 7.0
-    """standard deviation of the input Gaussians, crop pixels (7 at 256x192, 9 at 384x288 in the paper's code)"""
+    """standard deviation of the input Gaussians, crop pixels (released code: 7 at 256x192, 9 at 384x288)"""
     pose_amplitude: float = 1.0
     """height of the input Gaussians"""
     image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -61,15 +62,16 @@ class ModelConfig:
     image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     """divides the crop's R, G, B (ImageNet)"""
     norm_epsilon: float = 1e-5
-    """of batch normalisation"""
+    """epsilon of batch normalization"""
     norm_momentum: float = 0.99
-    """of the running statistics"""
+    """decay of the running statistics"""
     freeze_norm: bool = False
-    """normalise by the running statistics in training too, and leave them as they are"""
+    """normalize by the running statistics in training too, and do not update them"""
     frozen_stages: int = 0
-    """first stages of a mobilenet_v2 or movenet, stem included, whose weights stay as they are"""
+    """first stages of a mobilenet_v2 or movenet, stem included, that are not trained"""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """precision of the layers; auto: float32 on a CPU, bfloat16 elsewhere. Weights, statistics, softmax and loss are float32"""
+    """precision of the layers; auto: float32 on a CPU, bfloat16 elsewhere. Weights, statistics, softmax and loss are
+    float32"""
 
     def __post_init__(self):
         if self.backbone not in BACKBONES:
@@ -82,14 +84,14 @@ class ModelConfig:
         if self.frozen_stages and not mobile:
             raise PosefixError(f"model.frozen_stages is for mobilenet_v2 and movenet, not for a {self.backbone}")
         if self.backbone == "movenet" and self.skips:
-            raise PosefixError("model.skips adds skips to transposed convolutions, and movenet has none: leave it off")
+            raise PosefixError("model.skips adds to transposed convolutions, and movenet has none: leave it off")
         if self.width < 1 or self.head_channels < 1 or self.pose_sigma <= 0:
             raise PosefixError(
                 "model.width, head_channels and pose_sigma must be positive, found "
                 f"{self.width}, {self.head_channels}, {self.pose_sigma}"
             )
         if len(self.crop_hw) != 2 or any(side % 32 or side <= 0 for side in self.crop_hw):
-            raise PosefixError(f"crop_hw must be two positive multiples of 32, found {self.crop_hw}")
+            raise PosefixError(f"model.crop_hw must be two positive multiples of 32, found {self.crop_hw}")
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
             raise PosefixError(f"model.compute_dtype must be auto, float32 or bfloat16, found {self.compute_dtype!r}")
         if self.pose_input not in ("gaussian", "one-hot", "none"):
@@ -111,7 +113,8 @@ class ModelConfig:
 
 
 class RefinerNetwork(nn.Module):
-    """Backbone, three transposed convolutions, a 1x1 head. Crops of 0..255 RGB and poses in crop pixels in, logits out."""
+    """Backbone, three transposed convolutions, a 1x1 head. In: RGB crops, 0..255, and poses, crop pixels. Out:
+    logits."""
 
     config: ModelConfig
     num_joints: int
@@ -130,7 +133,7 @@ class RefinerNetwork(nn.Module):
             one = functools.partial(RefinerNetwork, replace(config, end_to_end=False), self.num_joints)
             absent = jnp.zeros(present.shape, bool)
             estimated = one(name="estimator")(image, jnp.zeros(crop_xy.shape), absent, train=train)
-            self.sow("intermediates", "estimated", estimated)  # the loss wants it too
+            self.sow("intermediates", "estimated", estimated)  # for the loss
             heat_xy = jax.vmap(heatmaps.mean_position)(estimated)
             crop_xy = geometry.heat_to_crop(heat_xy, STRIDE, config.frame)
             return one(name="refiner")(image, crop_xy, ~absent, train=train)
@@ -162,7 +165,7 @@ class RefinerNetwork(nn.Module):
         return head(x.astype(jnp.float32))
 
     def _deconvolved(self, image, maps, norm, train: bool):
-        """The backbone's features at a 32nd, through three transposed convolutions."""
+        """Features at a 4th of the crop: the backbone's, upsampled by three transposed convolutions."""
         config = self.config
         if config.backbone == "mobilenet_v2":
             backbone = MobileNetV2(config.width, norm, config.dtype, frozen=config.frozen_stages, name="backbone")
@@ -179,22 +182,17 @@ class RefinerNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How heatmaps become a pose. Static under `jit`.
-
-    `ks` takes the position of the highest expected KS under the heatmap, and keeps an input joint whose own
-    expected KS is not lower by more than `keep_margin`, or where the best place promises less than `min_ks`;
-    `soft-argmax` is the paper's mean position, `argmax` the highest cell a quarter towards its higher neighbours (of maps
-    trained to be Gaussians), both always taken.
-    """
+    """How heatmaps become a pose. Static under `jit`."""
 
     method: Literal["ks", "soft-argmax", "argmax"] = "ks"
-    """ks, soft-argmax or argmax"""
+    """ks: the position of the highest expected KS, unless the keep rule keeps the input joint; soft-argmax: the mean
+    position (the paper); argmax: the highest cell (of maps trained to be Gaussians). The last two move every joint"""
     keep_margin: float = 0.0
-    """gain of expected KS that a joint must promise to be moved (ks only)"""
+    """a joint moves only if its expected KS rises by more than this (ks only)"""
     min_ks: float = 0.0
-    """expected KS that the new place must promise for an input joint to be moved (ks only)"""
+    """an input joint moves only if its new expected KS is at least this (ks only)"""
     temperature: float = 1.0
-    """divides the logits (ks only); above 1 the network is trusted less"""
+    """divides the logits (ks only); above 1 the network counts as less certain"""
 
     def __post_init__(self):
         methods = ("ks", "soft-argmax", "argmax")
@@ -207,16 +205,21 @@ class DecodeConfig:
             )
 
     def given(self, **fields: float | None) -> "DecodeConfig":
-        """With those fields replaced that are not None."""
+        """A copy with the fields that are not None."""
         return replace(self, **{name: value for name, value in fields.items() if value is not None})
 
 
 @dataclass(frozen=True)
 class RefinerSpec:
-    """All that a refiner needs to run besides its weights. Static under `jit`; stored in every checkpoint.
+    """What a refiner needs to run besides its weights. Static under `jit`; stored in every checkpoint.
 
-    `trained_joints` says per joint whether the training data labelled it; the others feed no Gaussian and pass
-    through refinement unchanged.
+    Attributes:
+      skeleton, model, decode: the joints, the network, and how to decode its heatmaps.
+      trained_joints: per joint, whether the training data labels it. The network does not see the others, and
+        refinement does not change them.
+
+    Raises:
+      PosefixError: the fields do not fit each other.
     """
 
     skeleton: Skeleton
@@ -230,10 +233,11 @@ class RefinerSpec:
                 f"a refiner's spec: {len(self.trained_joints)} trained_joints for {self.skeleton.num_joints} joints"
             )
         if self.model.frame == "reference" and self.decode.method != "soft-argmax":
-            # Mirrored cells of that frame lie three quarters of a cell beside the others: maps cannot be averaged.
-            raise PosefixError("the reference frame is decoded by soft-argmax; set decode.method soft-argmax")
+            # Mirrored cells of that frame are shifted by three quarters of a cell, so maps cannot be averaged.
+            raise PosefixError("model.frame reference needs decode.method soft-argmax")
 
     def to_dict(self) -> dict:
+        """Fields for JSON; `from_dict` is the inverse."""
         return {
             "skeleton": self.skeleton.to_dict(),
             "model": asdict(self.model),
@@ -243,7 +247,11 @@ class RefinerSpec:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "RefinerSpec":
-        """Raises PosefixError when fields are missing or unknown."""
+        """The inverse of `to_dict`. Missing fields of the configs have their defaults.
+
+        Raises:
+          PosefixError: fields are missing or unknown.
+        """
         try:
             model = {key: tuple(v) if isinstance(v, list) else v for key, v in fields["model"].items()}
             return cls(
@@ -256,4 +264,5 @@ class RefinerSpec:
             raise PosefixError(f"not a refiner's spec: {error}") from error
 
     def network(self) -> RefinerNetwork:
+        """The network, without weights."""
         return RefinerNetwork(self.model, self.skeleton.num_joints)

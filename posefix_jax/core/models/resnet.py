@@ -1,10 +1,10 @@
-"""ResNet v1.5 feature extractors (He et al. 2016; stride on the 3x3), stem and four stages to a 32nd."""
+"""ResNet v1.5 feature extractors (He et al. 2016; stride on the 3x3): stem and four stages, down to a 32nd."""
 
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from posefix_jax.core.heatmaps import SeparableMaps
 from posefix_jax.core.models.layers import Conv, max_pool
@@ -16,11 +16,11 @@ STAGES: Mapping[str, tuple[bool, tuple[int, ...]]] = {
     "resnet101": (True, (3, 4, 23, 3)),
     "resnet152": (True, (3, 8, 36, 3)),
 }
-"""name: (bottleneck units?, units a stage)"""
+"""name: whether it has bottleneck units, and the units per stage"""
 
 
 class Unit(nn.Module):
-    """A residual unit: two 3x3, or 1x1-3x3-1x1 with four times the channels out."""
+    """A residual unit: 3x3, 3x3; or 1x1, 3x3, 1x1 with four times the output channels."""
 
     channels: int
     stride: int
@@ -29,7 +29,7 @@ class Unit(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
         out = self.channels * (4 if self.bottleneck else 1)
         kernels = (1, 3, 1) if self.bottleneck else (3, 3)
         strides = (1, self.stride, 1) if self.bottleneck else (self.stride, 1)
@@ -48,7 +48,8 @@ class Unit(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Image and pose maps to features at a 4th, 8th, 16th and 32nd; `width` is the stem's channels, 64 in the standard."""
+    """Image and pose maps to features at a 4th, 8th, 16th and 32nd. `width`: channels of the stem, 64 in the
+    standard."""
 
     name_of_depth: str
     width: int
@@ -56,7 +57,9 @@ class ResNet(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, image, maps: SeparableMaps, *, train: bool) -> list[Array]:
+    def __call__(
+        self, image: Float[Array, "B H W 3"], maps: SeparableMaps, *, train: bool
+    ) -> list[Float[Array, "B _h _w _D"]]:
         bottleneck, stages = STAGES[self.name_of_depth]
         x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem")(image, maps)
         x = max_pool(nn.relu(self.norm(name="stem_norm")(x, train=train)))

@@ -1,4 +1,4 @@
-"""Error models, and one pure function a synthesis variant."""
+"""Synthetic pose errors: error models, and one pure function per synthesis variant."""
 
 from posefix_jax.core.synthesis.error_model import ERROR_MODELS, PAPER, SCALAR, ErrorModel, read_error_model
 from posefix_jax.core.synthesis.posefix import SyntheticPose, synthesize_pose

@@ -1,22 +1,24 @@
-"""How often an estimator makes each kind of error on each joint, as data."""
+"""The error model: how often an estimator makes each kind of error on each joint, as data."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import ErrorKind, PosefixError
 
 DRAWN = ("jitter", "inversion", "swap", "miss")
 DRAW_ORDER = (ErrorKind.INVERSION, ErrorKind.SWAP, ErrorKind.MISS, ErrorKind.JITTER)
-"""In which the kinds are decided where they come together: each among the joints that have none of those before it."""
+"""The order of correlated draws: each kind is drawn among the joints that have none of the kinds before it."""
 Rates = tuple[tuple[tuple[float, float], ...], ...]
 """[jitter, inversion, swap, miss][count bin][alone, crowded]"""
 Lengths = tuple[tuple[float, ...], ...]
-"""[good, jitter, inversion, swap, miss][quantile]: share of the way from the ring's inner to its outer radius"""
+"""[good, jitter, inversion, swap, miss][quantile]: share of the way from the inner to the outer radius of the ring"""
 
 
 @dataclass(frozen=True)
@@ -25,25 +27,24 @@ class ErrorModel:
 
     Attributes:
       name: for reports.
-      rates: per joint name or joint group: the probability of jitter, inversion, swap and miss, per bin of the
-        person's labelled-joint count, alone and crowded; the rest is good. A joint's own name goes before its
-        group; `other` catches what has no row.
-      count_bins: upper ends, inclusive, of all bins but the last.
-      crowded: a person is crowded if, for any (n, o) here, at most n joints are labelled and at least o people
-        overlap.
-      good_ks, jitter_ks, miss_ks: the KS at which good ends, jitter ends, miss ends.
-      confusion_ks: the KS to the wrong joint at which an inversion or swap begins. 1 puts it at that joint itself
-        (released code); 0.85 is the jitter ring (the paper's text).
-      miss_weight: weight of a miss candidate around any source but the joint itself.
-      sigma: OKS falloff of every joint, instead of the skeleton's; 0 for the skeleton's.
-      together: for jitter, inversion, swap and miss the correlation of two joints of a person, and what is added to it
-        for a joint and its twin. Of a normal variable behind each (person, joint, kind); 0: joints err by themselves,
+      rates: per joint name or joint group, the probabilities of jitter, inversion, swap and miss, by bin of the
+        person's number of labelled joints, alone and crowded; the rest is good. The row of a joint's own name comes
+        first, then that of its group, then `other`.
+      count_bins: inclusive upper ends of all bins but the last.
+      crowded: a person is crowded if, for any (n, o) here, at most n joints are labelled and at least o people overlap.
+      good_ks, jitter_ks, miss_ks: least KS of a good joint, of jitter, and of a miss.
+      confusion_ks: highest KS to the wrong joint in an inversion or swap. 1 includes that joint's place (released
+        code); 0.85 is the jitter ring (the paper's text).
+      miss_weight: weight of a miss around any source but the joint itself.
+      sigma: OKS falloff of every joint; 0 for the skeleton's.
+      together: for jitter, inversion, swap and miss, the correlation between the joints of a person, and the additional
+        correlation of a joint and its twin, in the normal variables that decide the kinds. 0: errors are independent,
         as in the paper.
-      lengths: per joint name or group, evenly spaced quantiles (from the lowest to the highest) of the offsets' lengths
-        within the ring of each kind; uniform for what has no row, as in the paper.
+      lengths: per joint name or group, evenly spaced quantiles (from lowest to highest) of the lengths within the ring
+        of each kind. Uniform where there is no row, as in the paper.
 
     Raises:
-      PosefixError: for rates outside 0..1 or summing over 1, radii out of order, correlations or lengths that are none.
+      PosefixError: rates outside 0..1 or with a sum over 1, radii out of order, invalid correlations or lengths.
     """
 
     name: str
@@ -78,8 +79,8 @@ class ErrorModel:
         together = np.asarray(self.together, float)
         if together.shape != (4, 2) or not (together >= 0).all() or not (together.sum(axis=1) < 1).all():
             raise PosefixError(
-                f"{where}: together needs a correlation of all joints and one more of twins for each of "
-                f"{', '.join(DRAWN)}, not negative and of a sum below 1; found {self.together}"
+                f"{where}: together needs two correlations, of all joints and in addition of twins, for each of "
+                f"{', '.join(DRAWN)}; neither negative, with a sum below 1; found {self.together}"
             )
         if self.sigma < 0:
             raise PosefixError(f"{where}: sigma must not be negative, found {self.sigma}")
@@ -88,23 +89,27 @@ class ErrorModel:
             rising = table.ndim == 2 and (np.diff(table, axis=1) >= 0).all() and (table >= 0).all()
             if not rising or len(table) != 5 or table.shape[1] < 2 or not (table <= 1).all():
                 raise PosefixError(
-                    f"{where}: lengths of {group} must be 5 rising rows of at least 2 numbers in 0..1, of shape (5, n)"
+                    f"{where}: lengths of {group} must be 5 rows of at least 2 rising numbers in 0..1, of shape (5, n)"
                 )
         if len({np.shape(lengths) for _, lengths in self.lengths}) > 1:
             raise PosefixError(f"{where}: lengths must have the same number of quantiles for every group")
 
-    def bin_of(self, count, overlap):
-        """(count bin, 1 if crowded else 0), indices of `table`, of people with `count` labelled joints and `overlap`
-        people who overlap them: integers or arrays of one shape, of numpy or traced."""
+    def bin_of(self, count: Int[Any, "..."], overlap: Int[Any, "..."]) -> tuple[Int[Any, "..."], Int[Any, "..."]]:
+        """The indices into `table` of people: the count bin, and 1 if crowded, else 0.
+
+        Args:
+          count: number of labelled joints.
+          overlap: number of people who overlap the person.
+        """
         ends, few, many = (np.asarray(of, np.int32) for of in (self.count_bins, *np.reshape(self.crowded, (-1, 2)).T))
         crowded = (count[..., None] <= few) & (overlap[..., None] >= many)
         return (count[..., None] > ends).sum(axis=-1), crowded.any(axis=-1).astype(np.int32)
 
     def table(self, skeleton: Skeleton) -> np.ndarray:
-        """[K, count bins, alone/crowded, kinds] probabilities, kinds as `ErrorKind`, good filled in.
+        """[K, count bins, alone/crowded, kinds] probabilities of all kinds, indexed by `ErrorKind`.
 
         Raises:
-          PosefixError: when a joint has no row.
+          PosefixError: a joint has no row.
         """
         tables = []
         for joint, group, row in self._rows(self.rates, skeleton):
@@ -118,7 +123,7 @@ class ErrorModel:
         return np.stack(tables)
 
     def length_table(self, skeleton: Skeleton) -> np.ndarray | None:
-        """[kinds, K, Q] quantiles of the lengths in the rings; None where all are uniform."""
+        """[kinds, K, Q] quantiles of the lengths within the rings; None if all are uniform."""
         if not self.lengths:
             return None
         uniform = np.linspace(0, 1, len(self.lengths[0][1][0]))
@@ -127,13 +132,13 @@ class ErrorModel:
 
     @staticmethod
     def _rows(rows: tuple, skeleton: Skeleton):
-        """(joint, group, its row): a joint's own name goes before its group, `other` last."""
+        """(joint, group, row) of each joint; the row of its own name, its group or `other`, in this order, or None."""
         by_name = dict(rows)
         for joint, group in zip(skeleton.joints, skeleton.groups, strict=True):
             yield joint, group, next((by_name[key] for key in (joint, group, "other") if key in by_name), None)
 
-    def to_json(self, **more) -> str:
-        """Readable JSON; `from_json` inverts it, and passes over `more`."""
+    def to_json(self, **more: Any) -> str:
+        """Readable JSON. `from_json` is the inverse; it ignores `evidence` in `more`."""
         fields = {key: value for key, value in vars(self).items() if key not in ("rates", "together", "lengths")}
         fields["together"] = dict(zip(DRAWN, self.together, strict=True))
         fields["lengths"] = dict(self.lengths)
@@ -143,7 +148,11 @@ class ErrorModel:
 
     @classmethod
     def from_json(cls, text: str) -> "ErrorModel":
-        """Raises PosefixError when the text is no error model."""
+        """The inverse of `to_json`.
+
+        Raises:
+          PosefixError: the text is not an error model.
+        """
         try:
             fields = json.loads(text)
             rates = tuple(
@@ -163,7 +172,7 @@ class ErrorModel:
 
 
 def _paper() -> ErrorModel:
-    """The released code's table (main/gen_batch.py); face is nose, eyes, ears."""
+    """The table of the released code (main/gen_batch.py)."""
 
     def rates(jitter, inversion, swap, miss) -> Rates:
         few, many = jitter
@@ -201,16 +210,16 @@ def _scalar(jitter: float, inversion: float, swap: float, miss: float) -> Rates:
 
 
 PAPER = _paper()
-# DeepLabCut's conditional top-down sampler: its default probabilities, and 0.1 as every joint's sigma.
+# The defaults of DeepLabCut's conditional top-down sampler: one sigma for all joints.
 SCALAR = ErrorModel(name="scalar", rates=(("other", _scalar(0.16, 0.03, 0.08, 0.10)),), sigma=0.1)
 ERROR_MODELS: Mapping[str, ErrorModel] = {"posefix": PAPER, "scalar": SCALAR}
 
 
 def read_error_model(path: str | Path) -> ErrorModel:
-    """An error model from a JSON file, as `posefix analyse fit` writes it.
+    """An error model from a JSON file, as `posefix analyze fit` writes it.
 
     Raises:
-      PosefixError: for a missing file, or one that is not an error model.
+      PosefixError: a missing file, or one that is not an error model.
     """
     try:
         return ErrorModel.from_json(Path(path).read_text())

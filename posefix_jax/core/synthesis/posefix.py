@@ -51,10 +51,10 @@ def synthesize_pose(
 
     The sources of a joint are the joint itself, its twin, and the same two joints of each neighbor. Every kind of error
     has rings around some sources, and a condition. A kind without room passes its probability on to the others, in
-    proportion. The function draws a kind, then one of its rings in proportion to their room, then independent candidates
-    in that ring, and takes the first that meets the condition. Lengths are therefore uniform in the ring (not in the
-    disc) where the condition cuts nothing off, as with rejection sampling that never gives up. A joint for which no kind
-    of positive probability has room stays where it is and is good.
+    proportion. The function draws a kind, then one of its rings in proportion to their room, then independent
+    candidates in that ring, and takes the first that meets the condition. Lengths are therefore uniform in the ring
+    (not in the disc) where the condition cuts nothing off, as with rejection sampling that never gives up. A joint for
+    which no kind of positive probability has room stays where it is and is good.
 
     Args:
       key: consumed once; the caller folds in epoch and sample.

@@ -1,4 +1,4 @@
-"""Other ways to spoil a pose than the paper's, and mixtures of them. Each is a pure function of a key and a person."""
+"""Alternatives to the paper's synthesizer, and mixtures. Each is a pure function of a key and a person."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,16 +18,16 @@ from posefix_jax.types import PosefixError, function_in_file, nearest_names
 
 
 class Person(NamedTuple):
-    """What a synthesiser may know of a person. One frame throughout, that of the result; `vmap` to batch.
+    """What a synthesizer may know about a person. All in one frame, that of the result; `vmap` to batch.
 
     Attributes:
-      xy: true joints; (0, 0) is the centre of the top-left pixel.
-      labelled: where False the joint has no true place: nothing may be drawn from `xy` there.
+      xy: true joints; (0, 0) is the center of the top-left pixel.
+      labelled: where False the joint has no true place and `xy` must not be used.
       others_xy: nearest people, padded to N.
       others_labelled: False on padding.
       area: the person's area, pixels squared.
-      overlap: people who overlap this one.
-      detected_xy, detected: M poses that real estimators gave for the person; all absent where there is none.
+      overlap: number of people who overlap this one.
+      detected_xy, detected: M poses that real estimators found for the person; padding has no joint.
     """
 
     xy: Float[Array, "K 2"]
@@ -41,11 +41,15 @@ class Person(NamedTuple):
 
 
 Synthesizer = Callable[[Key[Array, ""], Person], SyntheticPose]
-"""Spoils a person's true pose. A pose without any joint says that it has none to offer for this person."""
+"""Adds errors to a person's true pose. A result without any joint means: no pose for this person."""
 
 
 def from_model(errors: ErrorModel, skeleton: Skeleton) -> Synthesizer:
-    """The paper's synthesiser with an error model; raises PosefixError where a joint has no row in it."""
+    """The paper's synthesizer with an error model.
+
+    Raises:
+      PosefixError: a joint has no row in the model.
+    """
     errors.table(skeleton)
 
     def synthesize(key, person: Person) -> SyntheticPose:
@@ -72,8 +76,10 @@ def none(skeleton: Skeleton) -> Synthesizer:
 def gaussian(skeleton: Skeleton, *, spread: float = 0.75) -> Synthesizer:
     """Isotropic normal noise on every joint.
 
-    `spread` is its standard deviation along each axis, in units of 2 sigma sqrt(area), in which KS is exp(-r^2 / 2): with
-    0.75 half the joints have a KS below 0.68.
+    Args:
+      skeleton: static.
+      spread: standard deviation along each axis, in units of 2 sigma sqrt(area), in which KS is exp(-r^2 / 2). With
+        0.75 half of the joints have a KS below 0.68.
     """
 
     def synthesize(key, person: Person) -> SyntheticPose:
@@ -84,7 +90,7 @@ def gaussian(skeleton: Skeleton, *, spread: float = 0.75) -> Synthesizer:
 
 
 def dropout(skeleton: Skeleton, *, most: float = 0.5) -> Synthesizer:
-    """Joints missing: each with a probability that is uniform in 0..`most` over people; the others are where they are."""
+    """Missing joints, each with a probability drawn per person, uniform in 0..`most`. The other joints are exact."""
 
     def synthesize(key, person: Person) -> SyntheticPose:
         share_key, joint_key = jax.random.split(key)
@@ -96,10 +102,10 @@ def dropout(skeleton: Skeleton, *, most: float = 0.5) -> Synthesizer:
 
 
 def empirical(skeleton: Skeleton) -> Synthesizer:
-    """One of the person's detections, each as likely (as BUCTD draws the poses of real estimators).
+    """One of the person's detections, all equally likely (BUCTD draws poses of real estimators in this way).
 
-    They are those that `posefix prepare --detections` stored; joints as the estimator gave them, unlabelled ones too.
-    No joint at all for a person without any.
+    `posefix prepare --detections` stores them. The pose has all joints that the estimator found, unlabelled ones too;
+    none for a person without detection.
     """
 
     def synthesize(key, person: Person) -> SyntheticPose:
@@ -112,15 +118,15 @@ def empirical(skeleton: Skeleton) -> Synthesizer:
     return synthesize
 
 
-_EVENTS = ("a limb to the other side", "both arms or legs exchanged", "left and right exchanged", "a limb astray")
+_EVENTS = ("limb on the other side", "arms or legs exchanged", "left and right exchanged", "limb displaced")
 
 
 def limb(skeleton: Skeleton, *, share: float = 0.5) -> Synthesizer:
-    """The paper's good and jittered joints; and for a `share` of the people something befalls a limb, or a whole side.
+    """The paper's good and jittered joints, plus one error of a whole limb or side for a `share` of the people.
 
-    Equally often: one arm or leg lies on the other one's place (both then on one side), both arms or both legs are
-    exchanged, left and right of the whole body are exchanged, or one arm or leg lies astray as a whole, by the distance
-    of a miss. Whole-limb errors are what independent draws a joint never show.
+    The errors are equally likely: one arm or leg lies on the other one, both arms or both legs are exchanged, left and
+    right of the whole body are exchanged, or one arm or leg is displaced as a whole by the distance of a miss.
+    Independent draws per joint never produce such errors.
     """
     quiet = _without_confusion(PAPER)
     small = from_model(quiet, skeleton)
@@ -158,12 +164,11 @@ def limb(skeleton: Skeleton, *, share: float = 0.5) -> Synthesizer:
 
 
 def poserefiner(skeleton: Skeleton) -> Synthesizer:
-    """Hand-made rules in the manner of PoseRefiner (Fieraru et al., CVPR workshops 2018); our reading, our numbers.
+    """Hand-made rules in the manner of PoseRefiner (Fieraru et al., CVPR workshops 2018). The paper gives no rates.
 
-    For half of the people left and right of the arms, of the legs, or of both are exchanged; a fifth of the crowded
-    have a random half of their joints taken from the nearest other person; of every person a tenth of the joints are
-    missing; and every joint that is left is displaced by normal noise, for one in ten three times as far. The paper
-    has such rules; its rates are not in its text.
+    Half of the people have left and right of their arms, legs or both exchanged. A fifth of the crowded ones have a
+    random half of their joints replaced by those of the nearest person. A tenth of all joints is missing. All others
+    get normal noise, one in ten three times as much.
     """
     groups = np.array(skeleton.groups)
     arm = np.isin(groups, ("shoulder", "elbow", "wrist")) & skeleton.has_twin
@@ -198,20 +203,22 @@ VARIANTS: dict[str, Callable[[Skeleton], Synthesizer]] = {
 
 
 def make_synthesizer(names: Sequence[str], weights: Sequence[float], skeleton: Skeleton) -> Synthesizer:
-    """One synthesiser of several: for each person one of them is drawn, in proportion to its weight.
+    """A mixture of synthesizers: draws one of them for each person, in proportion to its weight.
+
+    One that returns no joint for a person is not drawn for that person.
 
     Args:
-      names: of `ERROR_MODELS` or `VARIANTS`; a `.json` file, an error model that `posefix analyse fit` wrote; or a `.py` file that
-        defines `synthesizer(skeleton)`, returning a function of (key, `Person`) that returns a `SyntheticPose`.
-      weights: one a name, positive; none for all alike. One that offers no joint for a person leaves it to the others.
+      names: keys of `ERROR_MODELS` or `VARIANTS`; a `.json` error model from `posefix analyze fit`; or a `.py` file
+        that defines `synthesizer(skeleton)`, which returns a `Synthesizer`.
+      weights: positive, one per name; empty: all equal.
       skeleton: static.
 
     Raises:
-      PosefixError: an unknown name, a file that is not there or not what it should be, weights that do not fit.
+      PosefixError: an unknown name, a missing or invalid file, or weights that do not fit.
     """
     if not names or (weights and (len(weights) != len(names) or min(weights) <= 0)):
         raise PosefixError(
-            f"expected at least one synthesiser and one positive weight each, or none; found errors {list(names)}, "
+            f"expected at least one synthesizer, and one positive weight each or none; found errors {list(names)}, "
             f"weights {list(weights)}"
         )
     parts = [_named(name, skeleton) for name in names]
@@ -231,7 +238,7 @@ def make_synthesizer(names: Sequence[str], weights: Sequence[float], skeleton: S
 
 
 def error_model_of(name: str) -> ErrorModel | None:
-    """The error model that a synthesiser's name stands for; None for one that has none."""
+    """The error model behind a name in `make_synthesizer`; None if it has none."""
     if name.endswith(".json"):
         return read_error_model(name)
     return ERROR_MODELS.get(name)
@@ -246,11 +253,15 @@ def _named(name: str, skeleton: Skeleton) -> Synthesizer:
     if name.endswith(".py"):
         return _checked(function_in_file(Path(name), "synthesizer")(skeleton), name, skeleton)
     valid = (*ERROR_MODELS, *VARIANTS)
-    raise PosefixError(f"unknown synthesiser {name!r}, and no .json or .py file: {nearest_names(name, valid)}")
+    raise PosefixError(f"unknown synthesizer {name!r}, and not a .json or .py file: {nearest_names(name, valid)}")
 
 
 def _checked(synthesize: Synthesizer, name: str, skeleton: Skeleton) -> Synthesizer:
-    """Traces a user's synthesiser once; raises PosefixError where it does not keep the contract."""
+    """Traces a user's synthesizer once.
+
+    Raises:
+      PosefixError: it does not trace, or returns something else than a `SyntheticPose`.
+    """
     k = skeleton.num_joints
     one, two = jnp.zeros((1, k, 2)), jnp.zeros((1, k), bool)
     person = Person(one[0], two[0], one, two, jnp.float32(1), jnp.int32(0), one, two)
@@ -258,12 +269,12 @@ def _checked(synthesize: Synthesizer, name: str, skeleton: Skeleton) -> Synthesi
     try:
         found = jax.eval_shape(synthesize, jax.random.key(0), person)
     except Exception as error:
-        raise PosefixError(f"{name}: its synthesiser does not trace: {type(error).__name__}: {error}") from error
+        raise PosefixError(f"{name}: its synthesizer does not trace: {type(error).__name__}: {error}") from error
     if not isinstance(found, SyntheticPose) or any(
         (a.shape, a.dtype) != (b.shape, b.dtype) for a, b in zip(expected, found, strict=True)
     ):
         shapes = ", ".join(f"{field} {leaf.dtype}{leaf.shape}" for field, leaf in expected._asdict().items())
-        raise PosefixError(f"{name}: its synthesiser must return a SyntheticPose of {shapes}; found {found!r:.200}")
+        raise PosefixError(f"{name}: its synthesizer must return a SyntheticPose of {shapes}; found {found!r:.200}")
     return synthesize
 
 
@@ -273,7 +284,7 @@ def _unit(person: Person, skeleton: Skeleton) -> Float[Array, " K"]:
 
 
 def _without_confusion(model: ErrorModel) -> ErrorModel:
-    """The model with jitter alone."""
+    """The model with jitter as its only error."""
     quiet = tuple(
         (group, (jitter, *[tuple((0.0, 0.0) for _ in row) for row in rest])) for group, (jitter, *rest) in model.rates
     )
@@ -281,7 +292,7 @@ def _without_confusion(model: ErrorModel) -> ErrorModel:
 
 
 def _classified(xy, present, person: Person, skeleton: Skeleton) -> SyntheticPose:
-    """A pose with the kinds that its places have (the neighbours' areas are not known: they count as the person's)."""
+    """A pose, and the kinds of error by its places. Neighbors, whose area is unknown, count with the person's area."""
     others_area = jnp.broadcast_to(person.area, person.others_labelled.shape[:1])
     kind = classify_joints(
         xy,
