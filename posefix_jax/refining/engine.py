@@ -222,7 +222,7 @@ class Engine:
         return result
 
     def crop(
-        self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0, box: Sequence[float] | None = None
+        self, image: np.ndarray, pose: np.ndarray, *, min_score: float = 0.0, box: Sequence[float | int] | None = None
     ) -> Crop | None:
         """The crop around one pose ([K, 3], image frame); None if no joint that the network knows is usable.
 
