@@ -157,7 +157,7 @@ def _spoil(true_xy, labelled, area, options: DemoOptions) -> np.ndarray:
             area=jnp.float32(area),
             skeleton=COCO,
             errors=PAPER,
-        ).crop_xy
+        ).xy
 
     return np.asarray(jax.jit(jax.vmap(draw))(keys), np.float64)
 

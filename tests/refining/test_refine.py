@@ -34,7 +34,7 @@ def shift_network(spec: RefinerSpec):
     network = identity_network(spec)
 
     def shifted(variables, image, crop_xy, present):
-        return network(variables, image, crop_xy + np.array([8, 8], np.float32), present)
+        return network(variables, image, crop_xy + np.array([[[8, 8]]], np.float32), present)
 
     return shifted
 
