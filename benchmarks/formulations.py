@@ -1,12 +1,20 @@
-"""Each formulation of `models/on_cpu.py`, and the undrawn pose, against XLA's own, at the shapes of ResNet and MobileNet.
+"""Each formulation for XLA:CPU against XLA's own: alone at a network's shapes, and in whole networks.
 
-    python benchmarks/formulations.py [--write]
+    python benchmarks/formulations.py [--write] [--networks]
 
-Seconds of XLA's own over ours (above 1 ours is faster; turn about, the median of five and the spread): of the outcome
-alone, and of it with the gradients to input and weights. Run it when jax changes: what no longer gains can go.
+Seconds with XLA's own formulation over seconds with ours: above 1, ours is faster. Both run alternately; the result is
+the median of the rounds, with the spread. Alone: the outcome, and the outcome with gradients to input and weights.
+`--networks`: refinement by the packaged refiner, and forward pass and gradients of the paper's ResNet-50 at 256x192,
+batch 8, with one formulation at a time replaced by XLA's own; `of_processor_time` is the ratio of the processor's
+seconds, which other programs on the machine disturb less. A formulation stays if it gains 5% alone and in a network:
+run both when jax changes.
 """
 
+import contextlib
 import functools
+import sys
+import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +23,8 @@ from measure import seconds, write_result
 
 from posefix_jax.cli import use_huge_pages
 from posefix_jax.core import heatmaps
+from posefix_jax.core.joint_sets import COCO
+from posefix_jax.core.models import ModelConfig, RefinerSpec, cpu_kernels, layers
 from posefix_jax.core.models.cpu_kernels import (
     depthwise_conv_by_shift,
     pixelwise,
@@ -22,6 +32,9 @@ from posefix_jax.core.models.cpu_kernels import (
     winograd_conv,
 )
 from posefix_jax.core.models.layers import conv_of_separable
+from posefix_jax.core.refine_step import make_refine_step
+from posefix_jax.refining.refiner import Refiner
+from posefix_jax.runtime.checkpoints import abstract_variables
 from posefix_jax.runtime.devices import compiler_options
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -97,6 +110,109 @@ def compare(ours, own, sample: tuple, kernel: tuple) -> dict:
     return found
 
 
+def conv_of_drawn(maps, kernel, stride, offset=0, dtype=jnp.float32):
+    pad = (kernel.shape[0] - 1) // 2
+    pads = [(pad - offset, pad + offset)] * 2
+    return jax.lax.conv_general_dilated(maps.drawn(), kernel, (stride, stride), pads, dimension_numbers=NHWC)
+
+
+def grouped_conv(x, kernel, stride, offset=0):
+    pads = [(1 - offset, 1 + offset)] * 2
+    return jax.lax.conv_general_dilated(
+        x, kernel[:, :, None], (stride, stride), pads, dimension_numbers=NHWC, feature_group_count=x.shape[-1]
+    )
+
+
+OWN = {
+    "undrawn pose": (layers, "conv_of_separable", conv_of_drawn),
+    "1x1": (layers, "pixelwise", jnp.matmul),
+    "1x1, gradient only": (cpu_kernels, "_pixels_times", jnp.matmul),
+    "Winograd": (layers, "winograd_suits", lambda hw, channels: False),
+    "transposed": (
+        layers,
+        "transposed_conv",
+        functools.partial(jax.lax.conv_transpose, strides=(2, 2), padding="SAME", dimension_numbers=NHWC),
+    ),
+    "depthwise": (layers, "depthwise_conv", grouped_conv),
+}
+"""formulation: what to replace, and XLA's own"""
+
+
+def refinement():
+    """The packaged refiner on a batch of 8."""
+    spec = Refiner.load().spec
+    return make_refine_step(spec.network().apply, spec), (random_variables(spec), *inputs_of(spec))
+
+
+def resnet50(*, gradients: bool):
+    """Logits of the paper's ResNet-50, or a loss and its gradients to the weights."""
+    spec = RefinerSpec(COCO, ModelConfig("resnet50"), (True,) * 17)
+    variables = random_variables(spec)
+    network, statistics = spec.network(), variables["batch_stats"]
+
+    def loss(params, *inputs):
+        variables = {"params": params, "batch_stats": statistics}
+        logits, _ = network.apply(variables, *inputs, train=True, mutable=["batch_stats", "intermediates"])
+        return (logits**2).mean()
+
+    if gradients:
+        return jax.value_and_grad(loss), (variables["params"], *inputs_of(spec))
+    return network.apply, (variables, *inputs_of(spec))
+
+
+def random_variables(spec: RefinerSpec) -> dict:
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(0, 0.05, leaf.shape).astype(np.float32), abstract_variables(spec))
+    return variables | {"batch_stats": jax.tree.map(lambda leaf: np.abs(leaf) + 1, variables["batch_stats"])}
+
+
+def inputs_of(spec: RefinerSpec) -> tuple:
+    rng = np.random.default_rng(0)
+    h, w = spec.model.crop_hw
+    crops = rng.uniform(0, 255, (BATCH, h, w, 3)).astype(np.float32)
+    return crops, rng.uniform(0, (w, h), (BATCH, 17, 2)).astype(np.float32), np.ones((BATCH, 17), bool)
+
+
+NETWORKS = {
+    "packaged refiner": (refinement, ("1x1", "depthwise")),
+    "ResNet-50 forward": (functools.partial(resnet50, gradients=False), tuple(set(OWN) - {"depthwise"})),
+    "ResNet-50 with gradients": (functools.partial(resnet50, gradients=True), tuple(set(OWN) - {"depthwise"})),
+}
+"""name: the program, and the formulations that it has"""
+
+
+def compare_in(make, names, rounds: int = 9) -> dict:
+    """The ratio of each formulation within a network."""
+
+    def compiled(name: str | None):
+        with mock.patch.object(*OWN[name]) if name else contextlib.nullcontext():
+            function, arguments = make()
+            program = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
+        arguments = jax.device_put(arguments)
+        return lambda: jax.block_until_ready(program(*arguments))
+
+    def once(run) -> np.ndarray:
+        start = np.array([time.perf_counter(), time.process_time()])
+        run()
+        return np.array([time.perf_counter(), time.process_time()]) - start
+
+    found, ours = {}, compiled(None)
+    for name in sorted(names):
+        own = compiled(name)
+        own(), ours()
+        ratios, start = [], time.monotonic()
+        while len(ratios) < rounds and (not ratios or time.monotonic() - start < 60):
+            ratios.append(once(own) / once(ours))
+        ratios = np.sort(ratios, axis=0)
+        low, middle, high = ratios[[0, len(ratios) // 2, -1]].round(3).tolist()
+        found[name] = {"ratio": middle[0], "spread": [low[0], high[0]], "of_processor_time": middle[1]}
+        print(name, found[name], file=sys.stderr, flush=True)
+    return found
+
+
 if __name__ == "__main__":
     use_huge_pages()
-    write_result("formulations", {name: compare(*case) for name, case in CASES.items()})
+    if "--networks" in sys.argv:
+        write_result("formulations", {name: compare_in(*case) for name, case in NETWORKS.items()})
+    else:
+        write_result("formulations", {name: compare(*case) for name, case in CASES.items()})

@@ -15,7 +15,7 @@ from posefix_jax.core.models.cpu_kernels import (
     winograd_conv,
     winograd_suits,
 )
-from posefix_jax.core.models.layers import Conv, depthwise_conv, max_pool, transposed_conv
+from posefix_jax.core.models.layers import Conv, depthwise_conv, transposed_conv
 from posefix_jax.core.models.network import BACKBONES
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import PosefixError
@@ -122,15 +122,6 @@ def test_depthwise_conv_by_shift_is_the_grouped_one(stride, offset):
     for ours, theirs in zip(outcome(by_shift), outcome(grouped), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     np.testing.assert_allclose(depthwise_conv(x, kernel, stride, offset), grouped(x, kernel), atol=1e-4)
-
-
-@pytest.mark.parametrize("size", [(8, 6), (9, 7)])
-def test_max_pool_is_a_windowed_maximum(size):
-    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, *size, 3)))
-    plain = jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    )
-    np.testing.assert_array_equal(max_pool(x), plain)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

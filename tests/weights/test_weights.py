@@ -244,7 +244,7 @@ def run_movenet(arrays: dict[str, np.ndarray], image: jax.Array) -> jax.Array:
         x = jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
         )
-        return x if bias is None else x + arrays[bias]
+        return x if bias is None else x + arrays[bias].reshape(1, 1, 1, -1)
 
     def folded(x, name, stride=1):
         return conv(x, f"{name}_weights", stride, f"{name}_bn_offset")

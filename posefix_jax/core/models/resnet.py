@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from posefix_jax.core.heatmaps import SeparableMaps
-from posefix_jax.core.models.layers import Conv, max_pool
+from posefix_jax.core.models.layers import Conv
 
 STAGES: Mapping[str, tuple[bool, tuple[int, ...]]] = {
     "resnet18": (False, (2, 2, 2, 2)),
@@ -62,7 +62,8 @@ class ResNet(nn.Module):
     ) -> list[Float[Array, "B _h _w _D"]]:
         bottleneck, stages = STAGES[self.name_of_depth]
         x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem")(image, maps)
-        x = max_pool(nn.relu(self.norm(name="stem_norm")(x, train=train)))
+        x = nn.relu(self.norm(name="stem_norm")(x, train=train))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         features = []
         for stage, units in enumerate(stages):
             for unit in range(units):
