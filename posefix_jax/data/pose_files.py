@@ -94,40 +94,37 @@ def _listed(folder: Path, outputs: Sequence[Path]) -> list[tuple[str, str]]:
 class PoseFiles:
     """Files of poses of one format and one joint set, read as one stream of rows.
 
+    `PoseFiles.open` also opens them.
+
     Args:
-      files: (path or URL, name in the output) of each, as `find_files` gives them.
-      skeleton: the files' joints, where they do not say them themselves.
-      preferred: the joints of a file that says only their number, if it has that many.
+      files: the opened files.
       annotations: a COCO file whose `images` give the file names of the photographs.
 
     Attributes:
-      files: the opened files.
       format, skeleton: what they have in common.
       names: file names by image id, of `annotations` or else of the files themselves; None where nobody gives any.
 
     Raises:
-      PosefixError: a file is not one of poses, or they differ in format or joints.
+      PosefixError: the files differ in format or joints, or call one image id by two names.
     """
 
-    def __init__(
-        self,
+    @classmethod
+    def open(
+        cls,
         files: Sequence[tuple[str, str]],
         *,
         skeleton: Skeleton | None,
         preferred: Skeleton,
         annotations: Path | None = None,
-    ):
+    ) -> "PoseFiles":
+        """Opens files that `find_files` found, each a path or URL and its name in the output.
+
+        `skeleton` and `preferred` are those of `open_pose_file`. Raises PosefixError also where a file is not one of poses.
+        """
         opened = [open_pose_file(path, skeleton=skeleton, preferred=preferred, name=name) for path, name in files]
-        self._set(opened, annotations)
+        return cls(opened, annotations)
 
-    @classmethod
-    def of(cls, files: Sequence[PoseFile], annotations: Path | None = None) -> "PoseFiles":
-        """The same of files that are open already."""
-        self = cls.__new__(cls)
-        self._set(files, annotations)
-        return self
-
-    def _set(self, files: Sequence[PoseFile], annotations: Path | None) -> None:
+    def __init__(self, files: Sequence[PoseFile], annotations: Path | None = None):
         model = next((file for file in files if not file.empty), files[0])
         self.skeleton, self.format, self._annotations = model.skeleton, model.format, annotations
         self.files: list[PoseFile] = []

@@ -144,8 +144,9 @@ class PoseWriter:
     def segments(self, part: Part) -> list[tuple[str, bytes]]:
         """(name of an output file, "" for the only one; what the part adds to it), in order."""
         if self.format is None:
+            files = self.source.files
             return [
-                (self.source.files[index].name, self._written_back(index, [edit for _, edit in edits]))
+                (files[index].name, self.source.format.write_back(files[index], [edit for _, edit in edits]))
                 for index, edits in groupby(part.edits(), key=lambda pair: pair[0])
             ]
         photographs = list(self._photographs(part, self.format))
@@ -153,9 +154,6 @@ class PoseWriter:
             seen = dict.fromkeys(pose.image for pose in part.poses)
             part.more["images"] = [[image, self.source.name_of(image)] for image in seen]
         return self.format.write_new(photographs, single=self.single, integer_ids=self.integer_ids)
-
-    def _written_back(self, index: int, edits: list[Edit]) -> bytes:
-        return self.source.format.write_back(self.source.files[index], edits)
 
     def _photographs(self, part: Part, form: Format) -> Iterator[Photograph]:
         given, wanted = self.source.skeleton, form.written_skeleton or self.source.skeleton

@@ -71,7 +71,7 @@ class _Work:
     """Groups whose results are given out as one, and those results so far."""
 
     groups: Sequence[Group]
-    results: list = field(default_factory=list)
+    results: list = field(init=False)
     sizes: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -116,7 +116,7 @@ class Engine:
         self._mesh = data_mesh()
         self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self.waits = {"decode": 0.0, "device": 0.0}
-        """seconds spent waiting for crops and for the devices"""
+        """seconds that the last `run` spent waiting for crops and for the devices"""
         self._variables = jax.device_put(variables, replicated(self._mesh))
         self._compiled: set[int] = set()
         self._step = jax.jit(
@@ -152,6 +152,7 @@ class Engine:
         begun: deque[_Work] = deque()
         waiting: list[tuple[_Work, int, Crop, np.ndarray]] = []
         in_flight = None
+        self.waits = dict.fromkeys(self.waits, 0.0)
 
         def receive(sent) -> None:
             rows, started = sent

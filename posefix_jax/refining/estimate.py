@@ -87,4 +87,4 @@ def estimate(options: EstimateOptions) -> dict:
         batch_size=options.batch_size,
         threads=options.threads,
     )
-    return refine_source(refiner, PoseFiles.of([file], names), job)
+    return refine_source(refiner, PoseFiles([file], names), job)

@@ -44,7 +44,7 @@ def open_files(
     more = [place for place in (images, annotations, skeleton) if place is not None]
     check_apart(outputs, [path for path, _ in files] + more)
     given = None if skeleton is None else load_skeleton(skeleton)
-    return PoseFiles(files, skeleton=given, preferred=preferred, annotations=annotations)
+    return PoseFiles.open(files, skeleton=given, preferred=preferred, annotations=annotations)
 
 
 class FileJob:
@@ -56,7 +56,6 @@ class FileJob:
       to: the format to write; None: each file's own, edited in place.
       images: the place of the photographs, see `Images`; None where they are not needed.
       rows_per_part: a part ends with the photograph of this row.
-      source_name: what the report calls the input; the first file by default.
 
     Raises:
       PosefixError: no such format or place, or something else is where the output goes.
@@ -70,9 +69,8 @@ class FileJob:
         to: str | None = None,
         images: str | None = None,
         rows_per_part: int,
-        source_name: str | None = None,
     ):
-        self.source, self.out, self.rows_per_part, self._source_name = source, out, rows_per_part, source_name
+        self.source, self.out, self.rows_per_part = source, out, rows_per_part
         self.images = None if images is None else Images(images, source.names)
         self.writer = PoseWriter(source, out, to=to, images=self.images)
         if not outputs_of(out)["parts"].exists():  # else the job may be resumed
@@ -129,7 +127,7 @@ class FileJob:
         if not rows:
             raise PosefixError(f"{source.path}: no poses to work on")
         more = len(source.files) - 1
-        named = self._source_name or source.path + (f" and {more} more" if more else "")
+        named = source.path + (f" and {more} more" if more else "")
         form = writer.format
         manifest = JobManifest(
             job=digest.hexdigest(),

@@ -95,14 +95,14 @@ class RefineOptions:
             )
         if not 0 <= self.oks_nms <= 1:
             raise PosefixError(f"--oks-nms must lie in 0..1, found {self.oks_nms}")
-        if self.shard_of is None:
-            raise PosefixError(f"--shard must be i/n with 0 <= i < n, found {self.shard!r}")
+        _ = self.shard_of  # raises if it has another form
 
     @property
-    def shard_of(self) -> tuple[int, int] | None:
+    def shard_of(self) -> tuple[int, int]:
+        """(i, n) of `shard`. Raises PosefixError if it is not of that form."""
         first, _, count = self.shard.partition("/")
         if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
-            return None
+            raise PosefixError(f"--shard must be i/n with 0 <= i < n, found {self.shard!r}")
         return int(first), int(count)
 
 
@@ -140,16 +140,9 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
     return refine_source(refiner, source, options)
 
 
-def refine_source(refiner: Refiner, source: PoseFiles, options: RefineOptions, source_name: str | None = None) -> dict:
-    """As `refine`, with a refiner and open files at hand; `source_name` is what the report calls the input."""
-    job = FileJob(
-        source,
-        options.out,
-        to=options.to,
-        images=options.images,
-        rows_per_part=options.part_rows,
-        source_name=source_name,
-    )
+def refine_source(refiner: Refiner, source: PoseFiles, options: RefineOptions) -> dict:
+    """As `refine`, with a refiner and open files at hand."""
+    job = FileJob(source, options.out, to=options.to, images=options.images, rows_per_part=options.part_rows)
     return _RefineJob(refiner, options, job).run()
 
 
@@ -182,7 +175,7 @@ class _RefineJob:
 
     def run(self) -> dict:
         options, job, source = self.options, self.job, self.source
-        index, shards = options.shard_of or (0, 1)
+        index, shards = options.shard_of
         store, rows = job.start(settings=self._settings(), check=self._check, shards=shards)
         if self._checked and not self._found:
             raise self.images.none_of(self._example)

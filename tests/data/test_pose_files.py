@@ -31,19 +31,19 @@ def row(image, score=0.5, **more) -> dict:
 def test_several_files_are_one_stream(tmp_path):
     """Rows of all files in order; an empty list takes after its neighbors; the digest is of the content."""
     files = files_of(tmp_path, {"a.json": [row(1), row(2)], "b.json": [], "c.json": [row(3)]})
-    source = PoseFiles(files, skeleton=None, preferred=COCO)
+    source = PoseFiles.open(files, skeleton=None, preferred=COCO)
     assert [file.name for file in source.files] == ["a.json", "b.json", "c.json"]
     assert source.format is FORMATS["coco"] and source.skeleton is COCO
     found = [(index, pose.image) for index, element in source.elements() for pose in element.poses]
     assert found == [(0, 1), (0, 2), (2, 3)]
     before = source.digest()
     (tmp_path / "c.json").write_text(json.dumps([row(4)]))
-    assert PoseFiles(files, skeleton=None, preferred=COCO).digest() != before
+    assert PoseFiles.open(files, skeleton=None, preferred=COCO).digest() != before
     (tmp_path / "c.json").write_text(
         json.dumps([{"frame_id": 1, "instances": [{"keypoints": [[1, 2]] * 17, "keypoint_scores": [1] * 17}]}])
     )
     with pytest.raises(PosefixError, match="c.json is a mmpose file .* refine them separately"):
-        PoseFiles(files, skeleton=None, preferred=COCO)
+        PoseFiles.open(files, skeleton=None, preferred=COCO)
 
 
 def part_of(source: PoseFiles) -> Part:
@@ -54,7 +54,7 @@ def part_of(source: PoseFiles) -> Part:
 def test_writer_edits_in_place(tmp_path):
     """New joints and scores in their own file; a row that is left out is gone, and the file is still valid."""
     files = files_of(tmp_path, {"a.json": [row(1, track="kept"), row(1), row(2)], "b.json": [row(3)]})
-    source = PoseFiles(files, skeleton=None, preferred=COCO)
+    source = PoseFiles.open(files, skeleton=None, preferred=COCO)
     writer = PoseWriter(source, tmp_path / "out", to=None, images=None)
     part = part_of(source)
     assert not writer.single and writer.has_score
@@ -71,7 +71,9 @@ def test_writer_edits_in_place(tmp_path):
 def test_writer_writes_every_format(name, tmp_path):
     """A part in a format is read again as that format, with as many people at the same places."""
     images = make_people(tmp_path / "made")[1]
-    source = PoseFiles(files_of(tmp_path / "in", {"a.json": [row(1), row(1), row(2)]}), skeleton=None, preferred=COCO)
+    source = PoseFiles.open(
+        files_of(tmp_path / "in", {"a.json": [row(1), row(1), row(2)]}), skeleton=None, preferred=COCO
+    )
     writer = PoseWriter(source, tmp_path / "out", to=name, images=Images(images))
     part = part_of(source)
     writer.check(part)
@@ -83,7 +85,7 @@ def test_writer_writes_every_format(name, tmp_path):
             write(form.head.encode())
             write(data if file or form.is_table else data[len(form.between) :])
             write(form.tail_of(part.more.get("images", []), writer.joints).encode())
-    again = PoseFiles(find_files([str(tmp_path / "there")], tmp_path), skeleton=None, preferred=COCO)
+    again = PoseFiles.open(find_files([str(tmp_path / "there")], tmp_path), skeleton=None, preferred=COCO)
     people = [pose for _, element in again.elements() for pose in element.poses]
     scale = [320, 240] if form.fraction else [1, 1]
     wrist = again.skeleton.joints.index("left_wrist")

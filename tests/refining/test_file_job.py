@@ -107,7 +107,7 @@ def rows(*images: int) -> list[dict]:
 
 def job_of(tmp_path: Path, content: list[dict], **options) -> FileJob:
     (tmp_path / "d.json").write_text(json.dumps(content))
-    source = PoseFiles([(str(tmp_path / "d.json"), "")], skeleton=None, preferred=COCO)
+    source = PoseFiles.open([(str(tmp_path / "d.json"), "")], skeleton=None, preferred=COCO)
     return FileJob(source, tmp_path / "r.json", **options)
 
 

@@ -95,7 +95,7 @@ class Format:
       skeleton: the joints of every such file, where they are always the same.
       fraction: coordinates are fractions of the image's width and height.
       row_per_person: an element is one person, so that a person can be left out.
-      score_path: where a person's score is within the person; None if a score cannot be written in place.
+      score_path: where a person's score is within the person; empty if a score cannot be written in place.
 
     Attributes of formats that can be written anew:
       writable: whether it can.
@@ -112,7 +112,7 @@ class Format:
     skeleton: Skeleton | None = None
     fraction = False
     row_per_person = False
-    score_path: tuple | None = None
+    score_path: tuple[str, ...] = ()
 
     writable = False
     written_skeleton: Skeleton | None = None
@@ -169,7 +169,7 @@ class Format:
 
     def has_score(self, file: "PoseFile") -> bool:
         """Whether a person of the file has a score that can be changed in place."""
-        return self.score_path is not None
+        return bool(self.score_path)
 
     # Writing in place
 
@@ -202,7 +202,6 @@ class Format:
         """The same elements, one per line (`.jsonl`)."""
         lines = copy.copy(self)
         lines.head, lines.between, lines.tail = "", "\n", "\n"
-        lines.lists_images = False
         return lines
 
     def compose(self, photograph: Photograph) -> list[str]:
@@ -247,14 +246,12 @@ class JsonFormat(Format):
     """A format of JSON: a list, an object with a list, or one value per line.
 
     Attributes:
-      members: names in a document's object by which it is recognized.
-      list_in: the member that holds the elements; None: the first of `members`.
+      members: names in a document's object by which it is recognized; the first holds the elements.
       element_keys: names in an element by which a file of lines is recognized early.
       visible: what is written as the score of a joint that is filled in, where it is a visibility.
     """
 
     members: tuple[str, ...] = ()
-    list_in: str | None = None
     element_keys: tuple[str, ...] = ()
     visible: int | None = None
 
@@ -319,7 +316,7 @@ class JsonFormat(Format):
                     values.append(round(score, 4) if self.visible is None else self.visible)
                 edits |= zip(paths, values, strict=False)
         for index, score in change.scores.items():
-            edits[(*change.element.poses[index].path, *(self.score_path or ()))] = round(score, 6)
+            edits[(*change.element.poses[index].path, *self.score_path)] = round(score, 6)
         return edit(change.element.text, edits) if edits else change.element.text
 
 

@@ -20,7 +20,6 @@ class Parquet(Format):
 
     name = "parquet"
     row_per_person = True
-    score_path = ()
     writable = True
     groups_people = False
     is_table = True
