@@ -20,11 +20,13 @@ def read_detections(
     skeleton: Skeleton,
     annotations: Path,
     scored: bool = True,
+    joint_scores: bool = False,
     skip_unknown: bool = False,
 ) -> list[Pose]:
     """The poses of a file, or of all files of a folder, in any format that `posefix refine` reads.
 
-    Photographs are matched by id, else by file name; joints by name. A joint with a value that is not finite becomes
+    Photographs are matched by id, else by file name; a number that is no id of the annotations is of another photograph,
+    whatever numbers their file names have. Joints are matched by name. A joint with a value that is not finite becomes
     (0, 0, 0): it is missing, and similar to nothing.
 
     Args:
@@ -33,6 +35,7 @@ def read_detections(
       skeleton: the annotations' joints, which are those of the result.
       annotations: their file, for messages.
       scored: every pose must have a score that is a number.
+      joint_scores: a COCO row's `scores`, one per joint, will do instead.
       skip_unknown: poses of photographs that the annotations lack are left out, with a warning, instead of an error.
 
     Raises:
@@ -60,7 +63,8 @@ def read_detections(
                 f"{where} is of image {pose.image!r}, which {annotations} does not have; the two files are of different "
                 "photographs"
             )
-        if scored and not pose.extras.get("scores") and not (pose.score is not None and math.isfinite(pose.score)):
+        by_joint = joint_scores and pose.extras.get("scores")
+        if scored and not by_joint and not (pose.score is not None and math.isfinite(pose.score)):
             annotated = source.format.name == "coco-annotations"
             hint = "; this is an annotation file, expected an estimator's poses" if annotated else ""
             raise PosefixError(f"{where} has no score that is a finite number, found {pose.score!r:.40}{hint}")
@@ -120,5 +124,6 @@ class _Ids:
         if self._names is None:
             return None
         found = None if name is None else self._names.find(name)
-        found = self._names.find(image) if found is None else found
+        if found is None and isinstance(image, str):
+            found = self._names.find(image)
         return None if found is None else self._of_name[found]

@@ -141,7 +141,13 @@ def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
 
 def _detections(path: Path, truth: Truth, metric: str, annotations: Path) -> list[Pose]:
     """The poses of a file or folder, with what the metric reads of them checked."""
-    poses = read_detections(path, images=truth.images, skeleton=truth.skeleton, annotations=annotations)
+    poses = read_detections(
+        path,
+        images=truth.images,
+        skeleton=truth.skeleton,
+        annotations=annotations,
+        joint_scores=metric == "posetrack",
+    )
     ids = {(person.image_id, person.annotation_id) for person in truth.people}
     for index, pose in enumerate(poses):
         where = f"{path}: row {index}"

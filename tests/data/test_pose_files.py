@@ -130,6 +130,15 @@ def test_detections_that_do_not_fit(tmp_path, capsys):
     assert "1 poses are of photographs that gt.json does not have" in capsys.readouterr().err
     with pytest.raises(PosefixError, match="row 0 has no score that is a finite number"):
         detections(tmp_path, [row(1, score=None)], images)
+    by_joint = row(1, score=None, scores=[0.5] * 17)
+    with pytest.raises(PosefixError, match="row 0 has no score that is a finite number"):
+        detections(tmp_path, [by_joint], images)
+    assert len(detections(tmp_path, [by_joint], images, joint_scores=True)) == 1
+    # 7 is no id here, though a file name has that number: another data set's 7, not this photograph.
+    numbered = {1: {"id": 1, "file_name": "im00007.jpg"}}
+    with pytest.raises(PosefixError, match="row 0 is of image 7, which gt.json does not have"):
+        detections(tmp_path, [row(7)], numbered)
+    assert detections(tmp_path, [row("im00007.jpg")], numbered)[0].image == 1
     broken = row(1)
     broken["keypoints"][0] = float("nan")
     (pose,) = detections(tmp_path, [broken], images)
