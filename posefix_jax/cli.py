@@ -93,6 +93,14 @@ JOBS = {
         network=True,
         show=_summary,
     ),
+    "fit-trust": Job(
+        "find how far to trust an estimator's poses, from a labelled sample of them",
+        run="refining.fit_trust:fit_trust",
+        options="refining.fit_trust:FitTrustOptions",
+        positional="detections",
+        network=True,
+        show=lambda report, _: _load("refining.fit_trust:table_of")(report),
+    ),
     "merge": Job(
         "combine the shards of a divided refine",
         run="refining.refine_files:merge_shards",

@@ -84,6 +84,22 @@ def write_json(path: Path, content: object) -> None:
         file.write(json.dumps(content).encode())
 
 
+def write_once(path: Path, content: object) -> None:
+    """As `write_json`, unless the file exists: of several processes the first one's content stays."""
+    if path.is_file():
+        return
+    mine = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    write_json(mine, content)
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(mine, path)
+    finally:
+        mine.unlink(missing_ok=True)
+
+
 def inside(folder: Path, name: str, source: str) -> Path:
     """The file `name` below `folder`, for a name from outside: a listing, a row, an archive, a part of a job.
 

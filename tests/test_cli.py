@@ -134,7 +134,7 @@ def test_checkpoint_of_another_skeleton(files, capsys, tmp_path, tiny_spec):
     h, w = spec.model.crop_hw
     example = np.zeros((1, h, w, 3), np.float32), np.zeros((1, 14, 2), np.float32), np.ones((1, 14), bool)
     save_refiner(tmp_path / "crowd", jax.jit(spec.network().init)(jax.random.key(0), *example), spec)
-    arguments = ["--images", files["images"], "--out", files["out"], "--checkpoint", tmp_path / "crowd", "--min-ks", 0]
+    arguments = ["--images", files["images"], "--out", files["out"], "--checkpoint", tmp_path / "crowd"]
     arguments += ["--no-flip", "--batch-size", 8]
     assert run(capsys, "refine", files["d"], *arguments)[0] == 0
     for before, after in zip(*(json.loads(Path(files[key]).read_text()) for key in ("d", "out")), strict=True):

@@ -28,7 +28,7 @@ CORE_FLOORS = [
     {"skeleton", "geometry"},
     {"joint_sets", "taxonomy", "heatmaps", "augment"},
     {"synthesis", "models", "losses"},
-    {"decode"},
+    {"decode", "trust"},
     {"refine_step"},
     {"train_step"},
 ]

@@ -1,4 +1,4 @@
-"""How heatmaps become a pose: three decoders, and the rule by which a joint keeps its input.
+"""How heatmaps become a pose: three decoders.
 
 Batched; poses are in crop pixels. `spec` is static.
 """
@@ -6,11 +6,10 @@ Batched; poses are in crop pixels. `spec` is static.
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-from jaxtyping import Array, Bool, Float
-from numpy import ndarray
+from jaxtyping import Array, Float
 
 from posefix_jax.core import geometry, heatmaps
-from posefix_jax.core.models import STRIDE, DecodeConfig, RefinerSpec
+from posefix_jax.core.models import STRIDE, RefinerSpec
 
 Views = Sequence[Float[Array, "B h w K"]]
 """Logits of the crop, then those of its mirror image if the refiner also runs that one."""
@@ -21,17 +20,16 @@ def mirror_back(maps: Float[Array, "B h w K"], spec: RefinerSpec) -> Float[Array
     return maps[:, :, ::-1][..., spec.skeleton.flip_index]
 
 
-def mean_probability(views: Views, spec: RefinerSpec) -> Float[Array, "B h w K"]:
-    """Where each joint may be: each map sums to 1.
+def view_probabilities(views: Views, spec: RefinerSpec) -> list[Float[Array, "B h w K"]]:
+    """Where each joint may be, by view, all as maps of the crop; each map sums to 1.
 
-    Averages the views in the `unbiased` frame. In the `reference` frame mirrored cells do not fall on cells, so the
-    first view alone counts.
+    In the `reference` frame mirrored cells do not fall on cells, so there the first view alone counts.
     """
     temperature = spec.decode.temperature if spec.decode.method == "ks" else 1.0
     maps = [jax.vmap(heatmaps.probabilities)(logits / temperature) for logits in views]
     if len(maps) == 1 or spec.model.frame == "reference":
-        return maps[0]
-    return (maps[0] + mirror_back(maps[1], spec)) / 2
+        return maps[:1]
+    return [maps[0], mirror_back(maps[1], spec)]
 
 
 def decode_ks(
@@ -69,17 +67,3 @@ DECODERS: Mapping[str, Callable[..., Float[Array, "B K 2"]]] = {
     "argmax": decode_argmax,
 }
 """By `DecodeConfig.method`. Arguments: logits by view, their mean probability, scale of KS in cells, spec."""
-
-
-def moves(
-    input_ks: Float[Array | ndarray, "*B K"], output_ks: Float[Array | ndarray, "*B K"], decode: DecodeConfig
-) -> Bool[Array | ndarray, "*B K"] | bool:
-    """The keep rule: whether an input joint moves to its decoded place; otherwise it keeps its input.
-
-    Args:
-      input_ks, output_ks: expected KS of the input joint and of the decoded one.
-      decode: static. Only `ks` has a rule; the other methods always move.
-    """
-    if decode.method != "ks":
-        return True
-    return (output_ks - input_ks > decode.keep_margin) & (output_ks >= decode.min_ks)

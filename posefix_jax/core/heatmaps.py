@@ -89,8 +89,17 @@ def mean_position(logits: Float[Array, "h w K"]) -> Float[Array, "K 2"]:
     return soft_argmax(probabilities(logits))
 
 
-def _ks_kernels(probability, heat_xy, scale):
-    h, w, _ = probability.shape
+def ks_kernels(
+    heat_hw: tuple[int, int], heat_xy: Float[Array, "K 2"], scale: Float[Array, " K"]
+) -> tuple[Float[Array, "h K"], Float[Array, "w K"]]:
+    """A Gaussian of height 1 around each position, as a value per row and one per column.
+
+    Args:
+      heat_hw: size of the map.
+      heat_xy: the positions, heatmap cells.
+      scale: standard deviation, cells.
+    """
+    h, w = heat_hw
     rows = jnp.exp(-0.5 * ((jnp.arange(h, dtype=jnp.float32)[:, None] - heat_xy[None, :, 1]) / scale[None]) ** 2)
     columns = jnp.exp(-0.5 * ((jnp.arange(w, dtype=jnp.float32)[:, None] - heat_xy[None, :, 0]) / scale[None]) ** 2)
     return rows, columns
@@ -106,7 +115,8 @@ def expected_ks(
       heat_xy: the position, heatmap cells.
       scale: 2 sigma sqrt(area) in cells: the standard deviation of KS as a Gaussian of the distance.
     """
-    rows, columns = _ks_kernels(probability, heat_xy, scale)
+    h, w, _ = probability.shape
+    rows, columns = ks_kernels((h, w), heat_xy, scale)
     return jnp.einsum("hwk,hk,wk->k", probability, rows, columns)
 
 
@@ -133,7 +143,7 @@ def best_expected_ks(
     start = jnp.stack([best % w, best // w], axis=-1).astype(jnp.float32)
 
     def climb(xy, _):
-        weight_rows, weight_columns = _ks_kernels(probability, xy, scale)
+        weight_rows, weight_columns = ks_kernels((h, w), xy, scale)
         along_rows = jnp.einsum("hwk,wk->hk", probability, weight_columns) * weight_rows
         along_columns = jnp.einsum("hwk,hk->wk", probability, weight_rows) * weight_columns
         total = jnp.maximum(along_rows.sum(axis=0), 1e-12)

@@ -334,14 +334,25 @@ def make_update_step(
     return update_step
 
 
+def crop_around(
+    patch: UInt8[Array, "B P P 3"], patch_xy: Float[Array, "B K 2"], around: Bool[Array, "B K"], spec: RefinerSpec
+) -> tuple[Float[Array, "B H W 3"], Float[Array, "B 2 3"]]:
+    """Crops around the joints `around`, as refinement places them, and the maps from patch to crop pixels."""
+    crop_hw, frame = spec.model.crop_hw, spec.model.frame
+
+    def one(patch, patch_xy, around):
+        affine = geometry.crop_affine(_crop_box(patch_xy, around, crop_hw), crop_hw, frame=frame, xp=jnp)
+        return warp(patch, affine, crop_hw), affine
+
+    return jax.vmap(one)(patch, patch_xy, around)
+
+
 class Evaluated(NamedTuple):
-    """Input and refined poses of a batch of records, in patch pixels, and their expected KS."""
+    """Input and refined poses of a batch of records, in patch pixels."""
 
     input_xy: Float[Array, "B K 2"]
     present: Bool[Array, "B K"]
     refined_xy: Float[Array, "B K 2"]
-    input_ks: Float[Array, "B K"]
-    output_ks: Float[Array, "B K"]
 
 
 def make_eval_step(
@@ -357,7 +368,6 @@ def make_eval_step(
     """
     network = spec.network()
     refine = make_refine_step(network.apply, spec)
-    crop_hw = spec.model.crop_hw
     trained = jnp.asarray(spec.trained_joints)
 
     def input_pose(key, record: Batch):
@@ -366,21 +376,16 @@ def make_eval_step(
         pose = synthesize(key, person_of(record, trained))
         return pose.xy, pose.present
 
-    def crop_of(record, patch_xy, present):
-        box = _crop_box(patch_xy, present & trained, crop_hw)
-        affine = geometry.crop_affine(box, crop_hw, frame=spec.model.frame, xp=jnp)
-        return warp(record.patch, affine, crop_hw), affine
-
     def eval_step(variables, batch: Batch, root: Key[Array, ""]) -> Evaluated:
         keys = sample_keys(root, batch.epoch, batch.sample)
         input_xy, present = jax.vmap(input_pose)(keys, batch)
-        crops, affines = jax.vmap(crop_of)(batch, input_xy, present)
+        crops, affines = crop_around(batch.patch, input_xy, present & trained[None], spec)
         crop_xy = jax.vmap(geometry.apply_affine)(affines, input_xy)
         refined = refine(variables, crops, crop_xy, present)
         back = jax.vmap(lambda affine: geometry.invert_affine(affine, xp=jnp))(affines)
         refined_xy = jax.vmap(geometry.apply_affine)(back, refined.crop_xy)
         # The way to the crop and back rounds; a joint that keeps its input keeps it exactly.
         refined_xy = jnp.where(refined.moved[..., None], refined_xy, input_xy)
-        return Evaluated(input_xy, present, refined_xy, refined.input_ks, refined.output_ks)
+        return Evaluated(input_xy, present, refined_xy)
 
     return eval_step

@@ -14,6 +14,7 @@ import numpy as np
 from posefix_jax.core import geometry
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.refine_step import Network, make_refine_step
+from posefix_jax.core.trust import Trust, uniform
 from posefix_jax.data.images import UnreadableImage, ordered_map, warp_affine
 from posefix_jax.runtime.devices import compiler_options, data_mesh, place_batch, replicated, split
 
@@ -28,11 +29,15 @@ class Refined(NamedTuple):
 
     Attributes:
       poses: [..., K, 3] float64: image x, y, score.
-      quality: [...] the mean expected KS of each pose's joints, in 0..1: how good the refiner thinks the pose now is.
+      quality: [...] the expected OKS of each pose, in 0..1: the mean confidence of its joints.
+      confidence: [..., K] the expected KS of each joint, in 0..1; 0 for one that the refiner does not know.
+      agreement: [..., 8] how each input agrees with the picture alone; `core.trust.measures` takes it.
     """
 
     poses: np.ndarray
     quality: np.ndarray
+    confidence: np.ndarray
+    agreement: np.ndarray
 
 
 class Skipped(NamedTuple):
@@ -112,7 +117,8 @@ class Engine:
         batch_size: int = 32,
         iterations: int = 1,
     ):
-        self.spec = spec
+        self.spec, self.flip = spec, flip
+        self._network = network
         self._mesh = data_mesh()
         self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self.waits = {"decode": 0.0, "device": 0.0}
@@ -121,16 +127,21 @@ class Engine:
         self._compiled: set[int] = set()
         self._step = jax.jit(
             make_refine_step(network, spec, flip=flip, iterations=iterations),
-            in_shardings=(replicated(self._mesh), *(split(self._mesh),) * 3),
+            in_shardings=(replicated(self._mesh), *(split(self._mesh),) * 3, replicated(self._mesh)),
             out_shardings=split(self._mesh),
             compiler_options=compiler_options(),
         )
+
+    def mirrored(self) -> "Engine":
+        """This engine, with the mirrored crop."""
+        return Engine(self._network, self._variables, self.spec, batch_size=self.batch_size)
 
     def run(
         self,
         work: Iterable[Sequence[Group]],
         read: Callable[[Any], np.ndarray],
         *,
+        trust: Trust | None = None,
         threads: int = 4,
         min_score: float = 0.0,
         fill_missing: bool = True,
@@ -144,6 +155,7 @@ class Engine:
         Args:
           work: per piece, the poses of some photographs. Each photograph is read once per group.
           read: gives a group's photograph, [H, W, 3] uint8 RGB, or raises `UnreadableImage`; called from threads.
+          trust: in the input poses; None for the spec's default.
           threads: how many read and cut crops.
           min_score: joints with a score up to this count as missing.
           fill_missing: also place joints that are missing.
@@ -191,7 +203,7 @@ class Engine:
                 # At the end of a piece the batch is sent as it is.
                 while len(waiting) >= self.batch_size or (group is None and waiting):
                     rows, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
-                    sent = rows, self.send([crop for _, _, crop, _ in rows])
+                    sent = rows, self.send([crop for _, _, crop, _ in rows], trust)
                     if in_flight is not None:
                         receive(in_flight)
                     in_flight = sent
@@ -244,8 +256,13 @@ class Engine:
         pixels = warp_affine(image, place.image_to_crop, model.crop_hw, antialias=model.frame != "reference")
         return Crop(pixels, place, np.where(present[:, None], place.to_crop(xy), 0.0).astype(np.float32), present)
 
-    def send(self, crops: list[Crop]) -> tuple[list[Crop], Any]:
-        """Sends up to `batch_size` crops to the devices and returns at once; `receive` waits for the result."""
+    def send(self, crops: list[Crop], trust: Trust | None = None) -> tuple[list[Crop], Any]:
+        """Sends up to `batch_size` crops to the devices and returns at once; `receive` waits for the result.
+
+        `trust` is that in the input poses; None for the spec's default.
+        """
+        if trust is None:
+            trust = uniform(self.spec.decode.trust, self.spec.skeleton.num_joints)
         size, devices = self.batch_size, self._mesh.size
         while size > self.batch_size // 16 and size % (4 * devices) == 0 and size // 4 >= len(crops):
             size //= 4
@@ -256,17 +273,18 @@ class Engine:
         fields = ([crop.pixels for crop in crops], [crop.crop_xy for crop in crops], [crop.present for crop in crops])
         batch = [np.stack(field) for field in fields]
         batch = [np.concatenate([array, np.zeros((fill, *array.shape[1:]), array.dtype)]) for array in batch]
-        return crops, self._step(self._variables, *place_batch(self._mesh, tuple(batch)))
+        return crops, self._step(self._variables, *place_batch(self._mesh, tuple(batch)), trust)
 
     def receive(self, started: tuple[list[Crop], Any], poses: np.ndarray, *, fill_missing: bool = True) -> Refined:
         """The results of what `send` started; `poses` are the inputs, [n, K, 3] in the image frame.
 
-        A joint that is kept has its input's values. A joint that was missing is filled in with its expected KS as score.
+        A joint that is kept has its input's values. A joint that was missing is filled in with its confidence as score.
         """
         crops, refined = started
         refined = jax.device_get(refined)
         trained = np.asarray(self.spec.trained_joints)
         out, quality = np.array(poses, np.float64), np.zeros(len(crops))
+        confidence = np.zeros(out.shape[:2])
         for i, crop in enumerate(crops):
             image_xy = crop.geometry.to_image(refined.crop_xy[i].astype(np.float64))
             moved = refined.moved[i] & (crop.present | fill_missing) & np.isfinite(image_xy).all(axis=1)
@@ -274,5 +292,6 @@ class Engine:
             filled = moved & ~crop.present
             out[i, filled, 2] = refined.output_ks[i, filled]
             counted = trained & (crop.present | moved)
-            quality[i] = np.where(moved, refined.output_ks[i], refined.input_ks[i])[counted].mean()
-        return Refined(out, quality)
+            confidence[i] = np.where(counted, np.where(moved, refined.output_ks[i], refined.input_ks[i]), 0)
+            quality[i] = confidence[i, counted].mean()
+        return Refined(out, quality, confidence, refined.agreement[: len(crops)])

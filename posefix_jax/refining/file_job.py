@@ -95,13 +95,20 @@ class FileJob:
         yield Part(number, first, elements, poses)
 
     def start(
-        self, *, settings: dict, check: Callable[[Part], None] | None = None, shards: int = 1
+        self,
+        *,
+        settings: dict,
+        check: Callable[[Part], None] | None = None,
+        checked: Callable[[dict | None], dict] = lambda earlier: {},
+        shards: int = 1,
     ) -> tuple[Parts, int]:
         """Reads everything once, so that whatever can be known to be wrong is known before hours are spent.
 
         Args:
           settings: what else the output depends on.
           check: called with every part.
+          checked: called after the last one, with the report's entries if another process has begun this job, else None;
+            returns more entries of the report. All processes of a job get the first one's.
           shards: how many processes share the job.
 
         Returns:
@@ -126,6 +133,7 @@ class FileJob:
                 progress.update(rows)
         if not rows:
             raise PosefixError(f"{source.path}: no poses to work on")
+        entries = checked(Parts.report_of(self.out, digest.hexdigest()))
         more = len(source.files) - 1
         named = source.path + (f" and {more} more" if more else "")
         form = writer.format
@@ -142,7 +150,7 @@ class FileJob:
             tail=form.tail if form else "",
             lists_images=bool(form and form.lists_images),
             joints=list(writer.joints),
-            report={"detections": named, "format": source.format.name + (f" to {to}" if to else "")},
+            report={"detections": named, "format": source.format.name + (f" to {to}" if to else ""), **entries},
         )
         return Parts(self.out, manifest), rows
 

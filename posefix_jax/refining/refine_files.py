@@ -14,6 +14,7 @@ import numpy as np
 
 from posefix_jax.core import geometry
 from posefix_jax.core.skeleton import JointMap
+from posefix_jax.core.trust import Trust, uniform
 from posefix_jax.data.formats.base import ImageId, Pose
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles
@@ -23,6 +24,7 @@ from posefix_jax.files import claim
 from posefix_jax.refining.change_pictures import largest_changes, write_pictures
 from posefix_jax.refining.engine import Group, Refined, Results
 from posefix_jax.refining.file_job import FileJob, open_files
+from posefix_jax.refining.file_trust import FileTrust
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import MADE_BY, Parts, merge, outputs_of
 from posefix_jax.report.progress import Progress
@@ -53,10 +55,11 @@ class RefineOptions:
     """also refine the mirrored crop and average"""
     iterations: int = 1
     """how many times to refine, each time from the pose before"""
-    keep_margin: float | None = None
-    """gain of expected KS needed to move a joint; the checkpoint's own by default"""
-    min_ks: float | None = None
-    """expected KS that a joint's new place needs; the checkpoint's own by default, 0 to accept every move"""
+    trust: float | None = None
+    """trust in the input poses, from 0 (go where the picture says) to 1 (stay near the input); by default told by how the
+    poses agree with the photographs"""
+    input_errors: Path | None = None
+    """the errors of the estimator, as `posefix analyze fit` wrote them: joints are trusted accordingly"""
     boxes: bool = False
     """estimate the pose of a row that has a bbox but no usable joint, from the photograph alone (for refiners trained with
     inputs.withhold_pose)"""
@@ -65,8 +68,8 @@ class RefineOptions:
     min_score: float = 0.0
     """joints with a score up to this count as missing"""
     rescore: bool = False
-    """multiply the score of a refined row by the mean expected KS of its joints, which ranks good poses first; a row without
-    a joint scores 0"""
+    """multiply the score of a refined row by its expected OKS, which ranks good poses first; a row without a joint scores
+    0"""
     oks_nms: float = 0.0
     """leave out refined rows whose OKS with a better-scored row of their photograph is above this (released code: 0.9); 0
     keeps every row"""
@@ -75,7 +78,7 @@ class RefineOptions:
     exif: bool = False
     """rotate photographs as their EXIF orientation says; COCO's poses ignore it"""
     strict: bool = False
-    """a row that cannot be refined is an error instead of passing through"""
+    """a row that cannot be refined is an error instead of passing through, and so are poses that do not fit the photographs"""
     batch_size: int = 32
     """crops per step"""
     threads: int = 4
@@ -93,6 +96,10 @@ class RefineOptions:
                 "--batch-size, --threads, --iterations and --part-rows must be positive and --pictures not negative, "
                 f"found {self.batch_size}, {self.threads}, {self.iterations}, {self.part_rows}, {self.pictures}"
             )
+        if self.trust is not None and self.input_errors is not None:
+            raise PosefixError("--trust and --input-errors both say how far to trust the poses: give one of them")
+        if self.trust is not None and not 0 <= self.trust <= 1:
+            raise PosefixError(f"--trust must lie in 0..1, found {self.trust}")
         if not 0 <= self.oks_nms <= 1:
             raise PosefixError(f"--oks-nms must lie in 0..1, found {self.oks_nms}")
         _ = self.shard_of  # raises if it has another form
@@ -121,8 +128,6 @@ def refine(options: RefineOptions) -> dict:
         flip=options.flip,
         batch_size=options.batch_size,
         iterations=options.iterations,
-        keep_margin=options.keep_margin,
-        min_ks=options.min_ks,
     )
     return refine_rows(refiner, options)
 
@@ -170,22 +175,22 @@ class _RefineJob:
         assert job.images is not None  # --images has no default
         self.images = job.images
         self.places = _Places(self.images)
+        self.trust = FileTrust(refiner, job.source, self.joint_map, given=options.trust, errors=options.input_errors)
         self._checked = self._found = 0
         self._seen: set[int] = set()
 
     def run(self) -> dict:
         options, job, source = self.options, self.job, self.source
         index, shards = options.shard_of
-        store, rows = job.start(settings=self._settings(), check=self._check, shards=shards)
-        if self._checked and not self._found:
-            raise self.images.none_of(self._example)
+        store, rows = job.start(settings=self._settings(), check=self._check, checked=self._checked_all, shards=shards)
+        trust = self.trust.told or uniform(store.report["trust"]["value"], self.refiner.spec.skeleton.num_joints)
         pictures = outputs_of(options.out)["pictures"]
         if options.pictures:
             claim(pictures, MADE_BY, store.job, replace=True)
         files = f"{len(source.files)} {source.format.name} file{'s' * (len(source.files) > 1)}"
         print(f"reads {files} with the joints of {source.skeleton.name}, {rows} poses", file=sys.stderr)
         with Progress("refine", rows, unit="poses") as progress:
-            mine = self._refine_parts(store, index, shards, progress)
+            mine = self._refine_parts(store, index, shards, trust, progress)
         if options.pictures:
             changes = [c for part in range(index, store.count, shards) for c in store.header(part).get("changes", ())]
             read = functools.partial(self.images.read_named, exif=options.exif)
@@ -200,7 +205,24 @@ class _RefineJob:
         """What the output depends on, beside the bytes of the input."""
         skip = {"out", "detections", "checkpoint", "threads", "pictures", "strict", "shard"}
         fields = {key: str(value) for key, value in vars(self.options).items() if key not in skip}
-        return {"refiner": self.refiner.identity, "batch": self.refiner.batch_size, **fields}
+        told = self.trust.told and [np.asarray(of).tolist() for of in self.trust.told]
+        return {"refiner": self.refiner.identity, "batch": self.refiner.batch_size, **fields, "trust": told}
+
+    def _checked_all(self, earlier: dict | None) -> dict:
+        """After all rows are checked: how far the poses are trusted, as an entry of the report."""
+        if self._checked and not self._found:
+            raise self.images.none_of(self._example)
+        read = functools.partial(self.places.pixels, exif=self.options.exif)
+        options = self.options
+        entry = self.trust.decide(
+            earlier,
+            read,
+            rows=self._checked,
+            threads=options.threads,
+            min_score=options.min_score,
+            strict=options.strict,
+        )
+        return {"trust": entry}
 
     def _check(self, part: Part) -> None:
         """Whatever can be known without decoding is known before hours are spent."""
@@ -212,6 +234,8 @@ class _RefineJob:
             self._found += reason != PHOTOGRAPH_MISSING
             if reason is not None:
                 self._skip(part, row, reason)
+            elif (pose.joints[:, 2] > self.options.min_score).any():
+                self.trust.consider(part.first_row + row, pose)
         if self.options.oks_nms:
             # Only an integer per photograph is remembered.
             now = {hash(str(image)) for image in part.by_image()}
@@ -238,7 +262,7 @@ class _RefineJob:
         if self.options.rescore and not (part.poses[row].joints[:, 2] > 0).any():
             part.scores[row] = 0.0
 
-    def _refine_parts(self, store: Parts, index: int, shards: int, progress: Progress) -> int:
+    def _refine_parts(self, store: Parts, index: int, shards: int, trust: Trust, progress: Progress) -> int:
         """Refines and writes those parts of this process that are not done; returns how many rows they have."""
         options = self.options
         waiting: deque[tuple[Part, list[int]]] = deque()
@@ -271,6 +295,7 @@ class _RefineJob:
         run = self.refiner.engine.run(
             work(),
             functools.partial(self.places.pixels, exif=options.exif),
+            trust=trust,
             threads=options.threads,
             min_score=options.min_score,
             fill_missing=options.missing == "fill",

@@ -3,10 +3,10 @@
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +14,28 @@ from numpy.typing import ArrayLike
 
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.refine_step import Network
+from posefix_jax.core.synthesis import ErrorModel
+from posefix_jax.core.trust import Trust, from_errors, measures, trust_of, uniform
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, read_image
 from posefix_jax.refining.engine import Engine, Group, Refined
 from posefix_jax.runtime.checkpoints import load_refiner
 from posefix_jax.types import PosefixError
+
+
+class Measured(NamedTuple):
+    """What some poses say of their estimator.
+
+    Attributes:
+      trust: that they deserve, 0..1.
+      fit: how well they fit their photographs, 0..1: the measure `wide, sure` of `core.trust`. Poses of estimators reach 0.7
+        and more; poses on other photographs stay below 0.4 (docs/model-card.md).
+      people: how many poses were measured.
+    """
+
+    trust: float
+    fit: float
+    people: int
 
 
 class Refiner:
@@ -29,6 +46,7 @@ class Refiner:
       variables: its parameters and batch statistics.
       spec: skeleton, sizes, frames, decoding.
       flip, batch_size, iterations: as `Engine`.
+      trust: in the input poses, as `load`.
       identity: changes with the weights; an interrupted job only continues with the same one.
     """
 
@@ -41,9 +59,11 @@ class Refiner:
         flip: bool = True,
         batch_size: int = 32,
         iterations: int = 1,
+        trust: float | ErrorModel | None = None,
         identity: str = "",
     ):
         self.spec = spec
+        self.trust = trust
         self.identity = identity
         self.engine = Engine(network, variables, spec, flip=flip, batch_size=batch_size, iterations=iterations)
 
@@ -60,8 +80,7 @@ class Refiner:
         flip: bool = True,
         batch_size: int = 32,
         iterations: int = 1,
-        keep_margin: float | None = None,
-        min_ks: float | None = None,
+        trust: float | ErrorModel | None = None,
     ) -> "Refiner":
         """A refiner from a checkpoint, or the one that comes with the package.
 
@@ -70,14 +89,14 @@ class Refiner:
           flip: also run the mirrored crop and average.
           batch_size: crops per step.
           iterations: how often a pose is refined, each time from the pose before.
-          keep_margin, min_ks: override the checkpoint's own; see `DecodeConfig`. Both 0: every move is accepted.
+          trust: in the input poses: 0 (go where the picture says) to 1 (stay near the input), what `measure_trust` returns,
+            or the measured errors of their estimator. None: the checkpoint's default, which suits good estimators.
 
         Raises:
           PosefixError: no refiner there.
         """
         variables, spec = load_refiner(checkpoint)
         weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variables)))
-        spec = replace(spec, decode=spec.decode.given(keep_margin=keep_margin, min_ks=min_ks))
         return cls(
             spec.network().apply,
             variables,
@@ -85,8 +104,71 @@ class Refiner:
             flip=flip,
             batch_size=batch_size,
             iterations=iterations,
+            trust=trust,
             identity=weights.hexdigest(),
         )
+
+    @property
+    def trust(self) -> Trust | None:
+        """Trust in the input poses, per joint; None: the spec's default. Set it to a number, an error model or None."""
+        return self._trust
+
+    @trust.setter
+    def trust(self, value: "float | ErrorModel | Trust | None") -> None:
+        joints = self.spec.skeleton.num_joints
+        if isinstance(value, ErrorModel):
+            value = from_errors(value, self.spec.skeleton)
+        self._trust = value if value is None or isinstance(value, Trust) else uniform(value, joints)
+
+    def measure(
+        self,
+        groups: Sequence[Group],
+        read: Callable[[Any], np.ndarray],
+        *,
+        threads: int = 4,
+        min_score: float = 0.0,
+        on_done: Callable[[int], None] = lambda count: None,
+    ) -> Measured | None:
+        """How poses agree with their photographs, and the trust that this deserves. `measure_trust` with files' arguments.
+
+        Returns:
+          None if the refiner was not tuned to tell (`posefix package --tune`), or no pose can be read.
+        """
+        if not self.spec.decode.trust_weights:
+            return None
+        engine = self.engine if self.engine.flip else self.engine.mirrored()
+        (results,) = engine.run([groups], read, threads=threads, min_score=min_score, on_done=on_done)
+        sums = [result.agreement for result in results.poses if isinstance(result, Refined)]
+        sums = [each for each in sums if each[-2:].sum() > 0]
+        if not sums:
+            return None
+        measured = measures(np.stack(sums))
+        return Measured(round(trust_of(measured, self.spec.decode), 2), round(float(measured[2]), 3), len(sums))
+
+    def measure_trust(
+        self, image: np.ndarray | str | Path | Sequence, poses: np.ndarray | Sequence, *, min_score: float = 0.0
+    ) -> float:
+        """The trust that an estimator's poses deserve, by how they agree with their photographs. Needs no ground truth.
+
+        A hundred people or more tell it well.
+
+        Args:
+          image, poses, min_score: as for `refine`.
+
+        Returns:
+          A number in 0..1 for `trust`.
+
+        Raises:
+          PosefixError: the refiner was not tuned to tell, or no pose can be read; and as for `refine`.
+        """
+        pixels, given, _ = self._arguments(image, poses, None)
+        groups = [Group(i, one) for i, one in enumerate(given)]
+        measured = self.measure(groups, lambda i: pixels[i], threads=1, min_score=min_score)
+        if measured is None:
+            raise PosefixError(
+                "trust cannot be measured: no usable pose, or a refiner that was packaged without --tune"
+            )
+        return measured.trust
 
     def refine(
         self,
@@ -110,40 +192,50 @@ class Refiner:
           fill_missing: also place joints that are missing.
 
         Returns:
-          For one photograph, `Refined(poses, quality)`: [N, K, 3] float64 and [N], or [K, 3] and a number for a single
-          pose. A joint that is kept has its input's values; a missing joint that is placed has its expected KS as score.
-          A pose that cannot be refined (no usable joint nor box) comes back as it was, with quality 0. For several
+          For one photograph, `Refined`: poses [N, K, 3] float64, quality [N] (expected OKS), confidence [N, K] (expected KS
+          of each joint) and agreement; without the first axis for a single pose. A joint that is kept has its input's
+          values; a missing joint that is placed has its confidence as score. A pose that cannot be refined (no usable joint nor box) comes back as it was, with quality 0. For several
           photographs, a list of these.
 
         Raises:
           PosefixError: a photograph cannot be read, or shapes do not fit, or K is not the skeleton's.
         """
         several = isinstance(image, list | tuple)
-        images: Sequence = image if isinstance(image, list | tuple) else [image]
+        pixels, given, boxes = self._arguments(image, poses, boxes)
+        groups = [
+            Group(i, one, boxes=None if box is None else _as_boxes(box, len(one)))
+            for i, (one, box) in enumerate(zip(given, boxes, strict=True))
+        ]
+        (results,) = self.engine.run(
+            [groups],
+            lambda i: pixels[i],
+            trust=self.trust,
+            threads=1,
+            min_score=min_score,
+            fill_missing=fill_missing,
+        )
+        outcomes, found = iter(results.poses), []
+        for one, original in zip(given, poses if several else [poses], strict=True):
+            count = len(one)
+            refined = Refined(np.array(one), np.zeros(count), np.zeros(one.shape[:2]), np.zeros((count, 8)))
+            for i, outcome in zip(range(count), outcomes, strict=False):
+                if isinstance(outcome, Refined):
+                    for all_of, of in zip(refined, outcome, strict=True):
+                        all_of[i] = of
+            found.append(Refined(*(of[0] for of in refined)) if np.ndim(original) == 2 else refined)
+        return found if several else found[0]
+
+    def _arguments(self, image, poses, boxes) -> tuple[list[np.ndarray], list[np.ndarray], Sequence]:
+        """Photographs, poses [N, K, 3] and boxes, one of each per photograph. Raises PosefixError."""
+        several = isinstance(image, list | tuple)
+        images: Sequence = image if several else [image]
         poses = poses if several else [poses]
         boxes = boxes if several and boxes is not None else [boxes] * len(images)
         if not len(images) == len(poses) == len(boxes):
             raise PosefixError(
                 f"{len(images)} photographs need as many arrays of poses (and of boxes), found {len(poses)} and {len(boxes)}"
             )
-        pixels = [_pixels(one) for one in images]
-        given = [self._as_poses(one) for one in poses]
-        groups = [
-            Group(i, one, boxes=None if box is None else _as_boxes(box, len(one)))
-            for i, (one, box) in enumerate(zip(given, boxes, strict=True))
-        ]
-        (results,) = self.engine.run(
-            [groups], lambda i: pixels[i], threads=1, min_score=min_score, fill_missing=fill_missing
-        )
-        outcomes, found = iter(results.poses), []
-        for one, original in zip(given, poses, strict=True):
-            refined = Refined(np.array(one), np.zeros(len(one)))
-            for i, outcome in zip(range(len(one)), outcomes, strict=False):
-                if isinstance(outcome, Refined):
-                    refined.poses[i], refined.quality[i] = outcome
-            alone = np.ndim(original) == 2
-            found.append(Refined(refined.poses[0], refined.quality[0]) if alone else refined)
-        return found if several else found[0]
+        return [_pixels(one) for one in images], [self._as_poses(one) for one in poses], boxes
 
     def stream(
         self,
@@ -184,7 +276,10 @@ class Refiner:
                 yield groups
 
         read = images if callable(images) else Images(images).read_named
-        for results in self.engine.run(work(), read, threads=threads, min_score=min_score, fill_missing=fill_missing):
+        run = self.engine.run(
+            work(), read, trust=self.trust, threads=threads, min_score=min_score, fill_missing=fill_missing
+        )
+        for results in run:
             for outcome in results.poses:
                 pose = waiting.popleft()
                 yield outcome.poses if isinstance(outcome, Refined) else pose

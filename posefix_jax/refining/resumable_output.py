@@ -24,7 +24,7 @@ from posefix_jax.files import (
     mark_of,
     read_json,
     whole_file,
-    write_json,
+    write_once,
 )
 from posefix_jax.types import PosefixError
 
@@ -133,8 +133,18 @@ class Parts:
         if mark is None or mark["digest"] != self.job or not _in_place(out, self.folder):
             check_output(out, single=manifest.single)
         claim(self.folder, MADE_BY, self.job, replace=True)
-        if not (self.folder / MANIFEST).is_file():
-            write_json(self.folder / MANIFEST, asdict(manifest))
+        write_once(self.folder / MANIFEST, asdict(manifest))
+        self.report = JobManifest.read(self.folder).report
+        """the first entries of the report, as the first process of the job wrote them"""
+
+    @staticmethod
+    def report_of(out: Path, job: str) -> dict | None:
+        """The first entries of the report of a job that has begun; None if it has not."""
+        folder = outputs_of(out)["parts"]
+        mark = mark_of(folder)
+        if mark is None or mark["digest"] != job or not (folder / MANIFEST).is_file():
+            return None
+        return JobManifest.read(folder).report
 
     def has(self, part: int) -> bool:
         """Whether a part is done."""

@@ -1,4 +1,4 @@
-"""`posefix package`: a trained refiner as a small checkpoint, with its decoder tuned on held-out people."""
+"""`posefix package`: a trained refiner as a small checkpoint, tuned on held-out people to know how good its input is."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.runtime.checkpoints import load_refiner, save_refiner
-from posefix_jax.training.validation import Validator, best_keep_margin, keep_unpromising, line_of
+from posefix_jax.training.tune import fit, refine_graded
 from posefix_jax.types import PosefixError
 
 TEMPERATURES = (1.0, 1.5)
@@ -23,13 +23,10 @@ class PackageOptions:
     out: Path
     """folder to write; must not exist"""
     tune: tuple[str, ...] = ()
-    """prepared folders of people held out from training. Temperature and keep_margin get the values with the highest AP
-    on their stored detections, or on synthetic poses if there are none; on a tie, the values that move fewer joints"""
-    keep_margin: float | None = None
-    """set the decoder's keep_margin: a joint moves only if its expected KS rises by more than this"""
-    min_ks: float | None = None
-    """set the decoder's min_ks: a joint moves only if its new expected KS is at least this. Protects good poses in
-    images unlike the training images"""
+    """prepared folders of people held out from training: what tells a file's trust, the default trust, the confidence and the
+    temperature are fitted on inputs of every quality made from them. Needs a run trained with inputs.withhold_pose"""
+    trust: float | None = None
+    """set the default trust in an input pose, 0..1"""
     temperature: float | None = None
     """set the decoder's temperature, which divides the logits"""
 
@@ -43,38 +40,26 @@ def package(options: PackageOptions) -> str:
     if options.out.exists():
         raise PosefixError(f"{options.out}: exists; remove it or write elsewhere")
     variables, spec = load_refiner(options.checkpoint)
-    spec = replace(spec, decode=spec.decode.given(min_ks=options.min_ks))
     if options.tune:
-        spec = replace(spec, decode=tune(variables, spec, options.tune))
-    given = spec.decode.given(keep_margin=options.keep_margin, temperature=options.temperature)
+        temperatures = TEMPERATURES if options.temperature is None else (options.temperature,)
+        spec = replace(spec, decode=tune(variables, spec, options.tune, temperatures))
+    given = spec.decode.given(trust=options.trust, temperature=options.temperature)
     spec = replace(spec, decode=given)
     save_refiner(options.out, variables, spec, dtype=np.float16)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     return f"{options.out}: {size / 1e6:.1f} MB, {spec.decode}"
 
 
-def tune(variables: dict, spec: RefinerSpec, folders: tuple[str, ...]) -> DecodeConfig:
-    """The decoder with the highest AP on these people, with `min_ks` as in the spec. Prints a line per candidate.
-
-    Not the highest mean KS: a refiner that improves bad joints a little and blurs good ones has a higher KS and a lower
-    AP.
-    """
-    best, decode, min_ks = -1.0, spec.decode, spec.decode.min_ks
-    for temperature in TEMPERATURES:
-        # Refined once with margin 0: the poses of all other margins follow from their expected KS.
-        open_spec = replace(spec, decode=DecodeConfig("ks", temperature=temperature))
-        validator = Validator(folders, open_spec)
-        poses = {kind: validator.poses(kind, variables) for kind in validator.kinds}
-
-        def ap_of(keep_margin, validator=validator, poses=poses, temperature=temperature) -> float:
-            scores = {}
-            for kind, moved in poses.items():
-                scores[kind] = validator.score(keep_unpromising(moved, keep_margin, min_ks))
-                line = f"temperature {temperature}, keep_margin {keep_margin}: {line_of(kind, scores[kind])}"
-                print(line, file=sys.stderr, flush=True)
-            return scores[validator.kinds[-1]]["ap_refined"]
-
-        keep_margin, ap = best_keep_margin(ap_of)
-        if ap >= best:
-            best, decode = ap, DecodeConfig("ks", keep_margin, min_ks, temperature)
-    return decode
+def tune(
+    variables: dict, spec: RefinerSpec, folders: tuple[str, ...], temperatures: tuple[float, ...] = TEMPERATURES
+) -> DecodeConfig:
+    """The decoder that serves inputs of every quality best on these people. Prints a line per input and temperature."""
+    tuned = []
+    for temperature in temperatures:
+        decode = DecodeConfig("ks", temperature=temperature, withhold_mirror=True)
+        found = refine_graded(folders, variables, replace(spec, decode=decode))
+        tuned.append(fit(found, decode, folders))
+        for line in tuned[-1].lines:
+            print(f"temperature {temperature}: {line}", file=sys.stderr, flush=True)
+        print(f"temperature {temperature}: mean accuracy {tuned[-1].accuracy:.4f}", file=sys.stderr, flush=True)
+    return max(tuned, key=lambda one: one.accuracy).decode

@@ -1,7 +1,6 @@
 """`posefix study`: trains, scores and compares a grid of configs and seeds."""
 
 import csv
-import functools
 import hashlib
 import io
 import itertools
@@ -22,13 +21,12 @@ from posefix_jax.runtime.checkpoints import load_refiner
 from posefix_jax.runtime.devices import keep_compiled
 from posefix_jax.training.config import Config
 from posefix_jax.training.train import build_run, errors_read, train
-from posefix_jax.training.validation import Validator, best_keep_margin, keep_unpromising
+from posefix_jax.training.validation import Validator
 from posefix_jax.types import PosefixError, function_in_file
 
 COLUMNS = {
-    "ap_kept": "gain in AP, keep_margin tuned",
-    "ap_refined": "gain in AP, every move",
-    "ks_refined": "gain in mean KS, every move",
+    "ap_refined": "gain in AP",
+    "ks_refined": "gain in mean KS",
 }
 
 
@@ -40,8 +38,7 @@ class Study:
       configs: by name. The others are compared with the first. The study sets their `out` and `seed`.
       inputs: what to score, by name: a prepared folder and the kind of input poses, `synthetic` (the paper's errors,
         drawn with a fixed key) or `detected` (the folder's first stored detections).
-      tune: the input, of people held out from training, with whose AP each run's `keep_margin` is chosen, as by
-        `posefix package --tune`; the first of `inputs` if empty. Only the `ks` decoder has a margin.
+      tune: not used any more; study files of earlier versions name an input here.
 
     Raises:
       PosefixError: no config, no input, or an unknown kind of input.
@@ -178,32 +175,19 @@ def _say(line: str) -> None:
 
 
 def _scores(config: Config, of: Study) -> dict:
-    """By input: mean KS and AP before refinement, with every joint moved, and with the tuned `keep_margin`."""
+    """By input: mean KS and AP before and after refinement, without trust: what the network itself makes of the input."""
     variables, spec = load_refiner(Path(config.out))
     if spec.decode.method == "ks":
         spec = replace(spec, decode=DecodeConfig("ks"))
-    poses, score = {}, {}
+    scores = {}
     for kind in dict.fromkeys(kind for _, kind in of.inputs.values()):
         folders = list(dict.fromkeys(folder for folder, its in of.inputs.values() if its == kind))
         validator = Validator(folders, spec)
-        found = validator.poses(kind, variables)
+        poses = validator.poses(kind, variables)
         for name, (folder, its) in of.inputs.items():
             if its == kind:
-                poses[name] = found
-                score[name] = functools.partial(validator.score, folder=folders.index(folder))
-    tune = of.tune or next(iter(of.inputs))
-    has_margin = spec.decode.method == "ks"
-
-    def kept(name: str, margin: float) -> dict:
-        return score[name](keep_unpromising(poses[name], margin) if has_margin else poses[name])
-
-    margin = best_keep_margin(lambda margin: kept(tune, margin)["ap_refined"])[0] if has_margin else 0.0
-    scores = {}
-    for name in of.inputs:
-        tuned = kept(name, margin)
-        more = {"ap_kept": tuned["ap_refined"], "ks_kept": tuned["ks_refined"], "keep_margin": margin}
-        scores[name] = score[name](poses[name]) | more
-    return scores
+                scores[name] = validator.score(poses, folder=folders.index(folder))
+    return {name: scores[name] for name in of.inputs}
 
 
 def _write(of: Study, options: StudyOptions, runs) -> str:
@@ -216,7 +200,7 @@ def _write(of: Study, options: StudyOptions, runs) -> str:
         if scores is not None:
             found.setdefault(name, {})[seed] = scores
     table = table_of(found, of.inputs, next(iter(of.configs)))
-    fields = ("people", "ap_input", "ap_refined", "ap_kept", "ks_input", "ks_refined", "ks_kept", "keep_margin")
+    fields = ("people", "ap_input", "ap_refined", "ks_input", "ks_refined")
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("config", "seed", "input", *fields))
@@ -225,7 +209,7 @@ def _write(of: Study, options: StudyOptions, runs) -> str:
             for given, score in scores.items():
                 rows.writerow((name, seed, given, *(f"{score[field]:.6g}" for field in fields)))
     gains = {
-        name: [list(_gains(seeds, given, "ap_kept").values()) or [0.0] for given in of.inputs]
+        name: [list(_gains(seeds, given, "ap_refined").values()) or [0.0] for given in of.inputs]
         for name, seeds in found.items()
     }
     plot = bars(

@@ -13,7 +13,7 @@ from posefix_jax.core.synthesis import error_model_of, make_synthesizer
 from posefix_jax.core.train_step import Batch, person_of, sample_keys
 from posefix_jax.data.images import warp_affine
 from posefix_jax.data.pipeline import People, evaluation_batches
-from posefix_jax.files import check_apart
+from posefix_jax.files import check_apart, write_json
 from posefix_jax.report.pictures import GREEN, WHITE, draw_pose, kind_legend, sheet, side_by_side, write_picture
 from posefix_jax.runtime.devices import keep_compiled
 from posefix_jax.types import KINDS, PosefixError
@@ -25,11 +25,14 @@ class SynthesizeOptions:
 
     data: tuple[str, ...]
     """folders from `posefix prepare`"""
-    preview: Path
+    preview: Path | None = None
     """picture to write (.png or .jpg): one row per person, the truth and some draws in each"""
+    out: Path | None = None
+    """COCO keypoint results file to write: one drawn pose per person, in pixels of the person's photograph, to refine and
+    evaluate"""
     errors: tuple[str, ...] = ("posefix",)
-    """synthetic errors: posefix (the paper's), scalar, gaussian, dropout, limb, poserefiner, empirical, none, an error
-    model from `posefix analyze fit` (.json), or your own Python file (.py); of several, one is drawn per person"""
+    """synthetic errors: posefix (the paper's), scalar, gaussian, dropout, limb, poserefiner, empirical, none,
+    gaussian:SPREAD (in units of 2 sigma sqrt(area)), an error model from `posefix analyze fit` (.json), or your own Python file (.py); of several, one is drawn per person"""
     error_weights: tuple[float, ...] = ()
     """relative weight of each entry of errors; equal if empty"""
     people: int = 6
@@ -42,7 +45,9 @@ class SynthesizeOptions:
     """seed of the draws"""
 
     def __post_init__(self):
-        if self.preview.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        if self.preview is None and self.out is None:
+            raise PosefixError("nothing to write: give --preview, --out or both")
+        if self.preview is not None and self.preview.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise PosefixError(f"--preview must end in .png or .jpg, found {self.preview}")
         if min(self.people, self.draws, self.sample) < 1:
             raise PosefixError(
@@ -51,13 +56,13 @@ class SynthesizeOptions:
 
 
 def synthesize(options: SynthesizeOptions) -> str:
-    """Writes the sheet; returns a table of the drawn frequencies next to the intended ones.
+    """Writes the sheet and the poses; returns a table of the drawn frequencies next to the intended ones.
 
     Raises:
       PosefixError: no such synthesizer or folder.
     """
     keep_compiled()
-    check_apart([options.preview], [*options.data, *options.errors])
+    check_apart([path for path in (options.preview, options.out) if path], [*options.data, *options.errors])
     people = People(options.data)
     skeleton = people.skeleton
     people.check_detections(options.errors)
@@ -69,22 +74,29 @@ def synthesize(options: SynthesizeOptions) -> str:
         )
     )
     root = jax.random.key(options.seed)
-    rows, found = [], []
+    rows, found, results = [], [], []
+    wanted = min(options.people, len(people)) if options.preview else 0
     for batch in _passes(people):
         pose = jax.tree.map(np.asarray, draw(batch, root))
         real = batch.weight > 0
         found.append((pose.kind[real], batch.labelled[real], batch.overlap[real]))
-        for i in np.flatnonzero(real)[: min(options.people, len(people)) - len(rows)]:
+        if options.out and len(results) < len(people):
+            results += [_result(people, int(i), xy, on) for i, xy, on in zip(batch.sample, *pose[:2], strict=True)]
+        for i in np.flatnonzero(real)[: wanted - len(rows)]:
             few = jax.tree.map(lambda array, i=i: np.repeat(array[i : i + 1], options.draws, axis=0), batch)
             few = few._replace(epoch=np.arange(options.draws, dtype=np.int32))
             poses = jax.tree.map(np.asarray, draw(few, root))
             rows.append(_row(batch.patch[i], batch.patch_xy[i], batch.labelled[i], poses, skeleton))
-        if len(rows) == min(options.people, len(people)) and sum(len(kind) for kind, *_ in found) >= options.sample:
+        drawn = sum(len(kind) for kind, *_ in found) >= options.sample
+        if drawn and len(rows) == wanted and (not options.out or len(results) >= len(people)):
             break
-    write_picture(options.preview, sheet([kind_legend(), *rows]))
+    if options.preview:
+        write_picture(options.preview, sheet([kind_legend(), *rows]))
+    if options.out:
+        write_json(options.out, [result for result in results[: len(people)] if result is not None])
     kind, labelled, overlap = (np.concatenate(part)[: options.sample] for part in zip(*found, strict=True))
     table = _table(kind, labelled, overlap, skeleton, options)
-    return f"{table}\n{options.preview}"
+    return "\n".join([table, *(str(path) for path in (options.preview, options.out) if path)])
 
 
 def _passes(people: People) -> Iterator[Batch]:
@@ -92,6 +104,18 @@ def _passes(people: People) -> Iterator[Batch]:
     for again in itertools.count():
         for arrays in evaluation_batches(people, batch_size=64):
             yield Batch(**arrays)._replace(epoch=np.full_like(arrays["epoch"], again))
+
+
+def _result(people: People, index: int, patch_xy: np.ndarray, present: np.ndarray) -> dict | None:
+    """A drawn pose as a row of a COCO results file; None without a joint."""
+    if not present.any():
+        return None
+    record = people[index]
+    scale, x, y = record.patch_to_image
+    xy = ((patch_xy + 0.5) * record.side / people.patch - 0.5) * scale + (x, y)
+    joints = np.column_stack([xy.round(3), np.ones(len(xy))])
+    keypoints = np.where(present[:, None], joints, 0).reshape(-1).tolist()
+    return {"image_id": record.image_id, "category_id": 1, "keypoints": keypoints, "score": 1.0}
 
 
 def _row(patch, patch_xy, labelled, poses, skeleton: Skeleton) -> np.ndarray:

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from posefix_jax.core.decode import moves
 from posefix_jax.core.geometry import joint_extent
-from posefix_jax.core.models import DecodeConfig, RefinerSpec
+from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.synthesis import make_synthesizer
 from posefix_jax.core.train_step import Batch, make_eval_step
 from posefix_jax.data.coco import Person
@@ -19,9 +18,6 @@ from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, keypoint_simila
 from posefix_jax.runtime.devices import compiler_options, data_mesh, place_batch, replicated, split
 from posefix_jax.types import PosefixError
 
-KEEP_MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-"""The candidates for `DecodeConfig.keep_margin`."""
-
 
 class Poses(NamedTuple):
     """Input and refined poses of all validation people, [N, K, ...], image pixels; see `train_step.Evaluated`."""
@@ -29,25 +25,6 @@ class Poses(NamedTuple):
     input_xy: np.ndarray
     present: np.ndarray
     refined_xy: np.ndarray
-    input_ks: np.ndarray
-    output_ks: np.ndarray
-
-
-def keep_unpromising(poses: Poses, keep_margin: float, min_ks: float = 0.0) -> Poses:
-    """Applies a keep rule to poses of which every joint moved: `moves` decides which joints return to their input."""
-    kept = poses.present & ~moves(poses.input_ks, poses.output_ks, DecodeConfig("ks", keep_margin, min_ks))
-    return poses._replace(refined_xy=np.where(kept[..., None], poses.input_xy, poses.refined_xy))
-
-
-def best_keep_margin(ap_of: Callable[[float], float]) -> tuple[float, float]:
-    """The keep margin with the highest AP, and that AP. On a tie the larger margin wins: it moves fewer joints.
-
-    Args:
-      ap_of: the AP of poses refined with a keep margin. Called for each of `KEEP_MARGINS`, in order.
-    """
-    aps = {margin: ap_of(margin) for margin in KEEP_MARGINS}
-    best = max(KEEP_MARGINS, key=lambda margin: (aps[margin], margin))
-    return best, aps[best]
 
 
 class Validator:

@@ -1,6 +1,4 @@
-"""The decoders on maps of known joints, and the keep rule."""
-
-import dataclasses
+"""The decoders on maps of known joints."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 
 from posefix_jax.core import geometry, heatmaps
-from posefix_jax.core.decode import DECODERS, mean_probability, moves
+from posefix_jax.core.decode import DECODERS, view_probabilities
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import STRIDE, DecodeConfig, ModelConfig, RefinerSpec
 
@@ -33,7 +31,7 @@ def test_every_decoder_finds_certain_joints(method, frame, views):
 
     mirrored = geometry.mirror_crop(crop_xy, 96)[:, COCO.flip_index]
     both = [logits(crop_xy), logits(mirrored)][:views]
-    probability = mean_probability(both, spec)
+    probability = sum(view_probabilities(both, spec)) / (1 if frame == "reference" else views)
     np.testing.assert_allclose(probability.sum(axis=(1, 2)), 1, atol=1e-5)
     found = DECODERS[method](both, probability, jnp.full((3, 17), 1.5), spec)
     np.testing.assert_allclose(found, crop_xy, atol=TOLERANCE[method])
@@ -44,22 +42,11 @@ def test_views_are_averaged():
     spec = RefinerSpec(COCO, ModelConfig(crop_hw=(64, 64)), (True,) * 17, DecodeConfig("soft-argmax"))
     logits = 3 * jax.random.normal(jax.random.key(0), (2, 2, 16, 16, 17))
     alone = [
-        DECODERS["soft-argmax"]([view], mean_probability([view], spec), jnp.ones((2, 17)), spec) for view in logits
+        DECODERS["soft-argmax"]([view], *view_probabilities([view], spec), jnp.ones((2, 17)), spec) for view in logits
     ]
-    both = DECODERS["soft-argmax"](list(logits), mean_probability(list(logits), spec), jnp.ones((2, 17)), spec)
+    maps = view_probabilities(list(logits), spec)
+    both = DECODERS["soft-argmax"](list(logits), maps[0], jnp.ones((2, 17)), spec)
     mirrored = geometry.mirror_crop(np.asarray(alone[1]), 64)[:, COCO.flip_index]
     np.testing.assert_allclose(both, (alone[0] + mirrored) / 2, atol=1e-4)
-    maps = [np.asarray(mean_probability([view], spec)) for view in logits]
-    mean = (maps[0] + maps[1][:, :, ::-1][..., COCO.flip_index]) / 2
-    np.testing.assert_allclose(mean_probability(list(logits), spec), mean, atol=1e-6)
-
-
-@pytest.mark.parametrize("module", [np, jnp])
-def test_keep_rule(module):
-    """A joint moves if its expected KS rises by more than the margin, to at least the least one."""
-    decode = DecodeConfig("ks", keep_margin=0.1, min_ks=0.5)
-    before = module.asarray([0.50, 0.50, 0.20, 0.90], dtype=module.float32)
-    after = module.asarray([0.55, 0.70, 0.40, 0.80], dtype=module.float32)
-    np.testing.assert_array_equal(moves(before, after, decode), [False, True, False, False])
-    np.testing.assert_array_equal(moves(before, after, DecodeConfig("ks")), [True, True, True, False])
-    assert moves(before, after, dataclasses.replace(decode, method="soft-argmax")) is True
+    (own,) = view_probabilities([logits[1]], spec)
+    np.testing.assert_allclose(maps[1], own[:, :, ::-1][..., COCO.flip_index], atol=1e-6)

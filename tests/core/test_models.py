@@ -170,7 +170,10 @@ def test_skips_take_features_of_the_size_they_are_added_to(backbone):
 
 def test_spec_round_trip():
     spec = RefinerSpec(
-        COCO, ModelConfig(backbone="resnet18"), (True,) * 12 + (False,) * 5, DecodeConfig(keep_margin=0.1)
+        COCO,
+        ModelConfig(backbone="resnet18"),
+        (True,) * 12 + (False,) * 5,
+        DecodeConfig(trust=0.1, trust_weights=(1.0,) * 7),
     )
     assert RefinerSpec.from_dict(spec.to_dict()) == spec
     with pytest.raises(PosefixError, match="not a refiner's spec"):

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 
-from posefix_jax.core.models import DecodeConfig
 from posefix_jax.refining.demo import DemoOptions, demo
 from posefix_jax.refining.refiner import Refiner
 
@@ -32,7 +31,8 @@ def test_packaged_refiner_is_what_its_card_says():
     spec = Refiner.load().spec
     assert spec.skeleton.name == "coco" and spec.model.backbone == "movenet"
     assert spec.trained_joints == (True,) * 17
-    assert spec.decode == DecodeConfig("ks", keep_margin=0.0, min_ks=0.0, temperature=1.5)
+    assert (spec.decode.temperature, spec.decode.trust, spec.decode.withhold_mirror) == (1.5, 0.9, True)
+    assert spec.decode.trust_weights and spec.decode.confidence
 
 
 def test_packaged_refiner_helps_the_best_of_the_inputs(shared_data, tmp_path):

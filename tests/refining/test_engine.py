@@ -58,9 +58,9 @@ def test_batches_do_not_cross_pieces(engine, monkeypatch):
     """So that a result depends on its own piece alone, whatever comes after it."""
     sizes, send = [], Engine.send
 
-    def counted(self, crops):
+    def counted(self, crops, trust=None):
         sizes.append(len(crops))
-        return send(self, crops)
+        return send(self, crops, trust)
 
     monkeypatch.setattr(Engine, "send", counted)
     list(engine.run([[Group("a", poses(11))], [Group("b", poses(5))], [Group("c", poses(8))]], read))

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import fuzz
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import detections_of, identity_network
@@ -16,6 +17,7 @@ from format_samples import json_samples
 from pycocotools.coco import COCO
 
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
+from posefix_jax.core.synthesis import PAPER
 from posefix_jax.refining.engine import Engine
 from posefix_jax.refining.refine_files import RefineOptions, refine, refine_rows
 from posefix_jax.refining.refiner import Refiner
@@ -204,29 +206,37 @@ def test_flip_is_undone(tiny_spec):
         np.testing.assert_allclose(moved, np.broadcast_to(expected, (17, 2)), atol=1e-3)
 
 
-def test_untrained_joints_and_good_joints_stay(tiny_spec):
-    """Exactly: not trained, or the map promises no more than the margin."""
+def test_untrained_joints_stay(tiny_spec):
+    """Exactly."""
     image, pose = np.zeros((200, 200, 3), np.uint8), np.random.default_rng(0).uniform(60, 140, (1, 17, 2))
     trained = tuple(i >= 5 for i in range(17))
     spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, trained, DecodeConfig("ks"))
     refined = Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8).refine(image, pose).poses
     assert (refined[0, :5, :2] == pose[0, :5]).all() and (refined[0, 5:, :2] != pose[0, 5:]).all()
-    careful = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, trained, DecodeConfig("ks", keep_margin=1.0))
-    sure = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, trained, DecodeConfig("ks", min_ks=1.0))
-    for spec in (careful, sure):
-        kept = Refiner(shift_network(spec), {}, spec, flip=False, batch_size=8).refine(image, pose).poses
-        assert (kept[..., :2] == pose).all()
 
 
-def test_decoder_keeps_a_good_input(tiny_spec):
-    """The ks decoder leaves a joint on the peak of its map exactly where it was.
-
-    The margin is that of a map of 16 x 16 cells: half a cell is much for an eye.
-    """
+def test_trust_weighs_the_input_against_the_picture(tiny_spec):
+    """Maps around a place 8 crop pixels from the input, with a little doubt: the more trust, the nearer the joint stays."""
     image, pose = np.zeros((200, 200, 3), np.uint8), np.random.default_rng(0).uniform(60, 140, (1, 17, 2))
-    spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, tiny_spec.trained_joints, DecodeConfig(keep_margin=0.3))
-    refined = Refiner(identity_network(spec), {}, spec, batch_size=8).refine(image, pose).poses
-    assert (refined[..., :2] == pose).all()
+    spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, tiny_spec.trained_joints, DecodeConfig("ks"))
+    shifted = shift_network(spec)
+
+    def doubtful(*arguments):
+        return jnp.logaddexp(shifted(*arguments), jnp.log(1e-4))
+
+    refiner = Refiner(doubtful, {}, spec, flip=False, batch_size=8)
+    moved = []
+    for trust in (None, 0.0, 0.9, 1.0):
+        refiner.trust = trust
+        moved.append(np.abs(refiner.refine(image, pose).poses[0, :, :2] - pose[0]).max(axis=1))
+    eyes, hips = slice(1, 3), slice(11, 13)
+    assert (moved[0] == moved[1]).all() and (moved[1] >= moved[2] - 1e-3).all() and (moved[1][eyes] > 10).all()
+    # 8 pixels are many fall-offs of an eye and less than one of a hip.
+    assert (moved[3][eyes] < 3).all() and (moved[3][hips] > 3).all()
+    refiner.trust = PAPER
+    assert (refiner.trust.weight < 1).any() and refiner.trust.weight.shape == (17,)
+    with pytest.raises(PosefixError, match="trust must lie in 0..1"):
+        refiner.trust = 1.5
 
 
 def test_output_is_no_folder_and_not_the_input(identity, job):
@@ -301,11 +311,11 @@ def test_goes_on_where_it_stopped(identity, job, monkeypatch):
     job = change(job, part_rows=8)
     send, sent = Engine.send, []
 
-    def third_time_unlucky(self, crops):
+    def third_time_unlucky(self, crops, trust=None):
         sent.append(len(crops))
         if len(sent) == 3:
             raise KeyboardInterrupt
-        return send(self, crops)
+        return send(self, crops, trust)
 
     monkeypatch.setattr(Engine, "send", third_time_unlucky)
     with pytest.raises(KeyboardInterrupt):

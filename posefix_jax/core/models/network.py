@@ -17,7 +17,7 @@ from posefix_jax.core.models.mobilenet import MobileNetV2
 from posefix_jax.core.models.movenet import MoveNet
 from posefix_jax.core.models.resnet import STAGES, ResNet
 from posefix_jax.core.skeleton import Skeleton
-from posefix_jax.types import PosefixError, nearest_names
+from posefix_jax.types import PosefixError, nearest_names, warn_once
 
 STRIDE = 4
 """Crop pixels per heatmap cell: the backbone's 32, halved by each of three transposed convolutions."""
@@ -185,23 +185,36 @@ class DecodeConfig:
     """How heatmaps become a pose. Static under `jit`."""
 
     method: Literal["ks", "soft-argmax", "argmax"] = "ks"
-    """ks: the position of the highest expected KS, unless the keep rule keeps the input joint; soft-argmax: the mean
-    position (the paper); argmax: the highest cell (of maps trained to be Gaussians). The last two move every joint"""
-    keep_margin: float = 0.0
-    """a joint moves only if its expected KS rises by more than this (ks only)"""
-    min_ks: float = 0.0
-    """an input joint moves only if its new expected KS is at least this (ks only)"""
+    """ks: the position of the highest expected KS, given the input pose and the trust in it; soft-argmax: the mean position
+    (the paper); argmax: the highest cell (of maps trained to be Gaussians)"""
     temperature: float = 1.0
     """divides the logits (ks only); above 1 the network counts as less certain"""
+    trust: float = 0.0
+    """trust in the input pose, 0..1, where neither the user nor the file says it; see `core.trust` (ks only)"""
+    withhold_mirror: bool = False
+    """read the mirrored crop without the pose: one map with the pose and one without, for the price of a flip (ks only, and
+    networks trained with inputs.withhold_pose)"""
+    trust_weights: tuple[float, ...] = ()
+    """tells a file's trust by how its poses agree with the maps made without them; empty: not known"""
+    confidence: tuple[float, ...] = ()
+    """calibrates the expected KS: slope and offset of its logit, and the offset's change with trust; empty: as it is"""
 
     def __post_init__(self):
         methods = ("ks", "soft-argmax", "argmax")
         if self.method not in methods:
             raise PosefixError(f"unknown decode method {self.method!r}: {nearest_names(self.method, methods)}")
-        if self.temperature <= 0 or not 0 <= self.keep_margin <= 1 or not 0 <= self.min_ks <= 1:
+        if self.temperature <= 0 or not 0 <= self.trust <= 1:
             raise PosefixError(
-                "decode needs temperature > 0, keep_margin and min_ks in 0..1, found "
-                f"{self.temperature}, {self.keep_margin}, {self.min_ks}"
+                f"decode needs temperature > 0 and trust in 0..1, found {self.temperature} and {self.trust}"
+            )
+        if (len(self.trust_weights), len(self.confidence)) not in ((0, 0), (7, 0), (0, 3), (7, 3)):
+            raise PosefixError(
+                "decode needs 7 trust_weights and 3 numbers for confidence, or none; found "
+                f"{len(self.trust_weights)} and {len(self.confidence)}"
+            )
+        if self.method != "ks" and (self.trust or self.withhold_mirror or self.trust_weights or self.confidence):
+            raise PosefixError(
+                f"decode.method {self.method} knows no trust, withhold_mirror or confidence; they need method ks"
             )
 
     def given(self, **fields: float | None) -> "DecodeConfig":
@@ -258,7 +271,7 @@ class RefinerSpec:
                 skeleton=Skeleton.from_dict(fields["skeleton"]),
                 model=ModelConfig(**model),
                 trained_joints=tuple(bool(trained) for trained in fields["trained_joints"]),
-                decode=DecodeConfig(**fields["decode"]),
+                decode=_decode_of(fields["decode"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise PosefixError(f"not a refiner's spec: {error}") from error
@@ -266,3 +279,14 @@ class RefinerSpec:
     def network(self) -> RefinerNetwork:
         """The network, without weights."""
         return RefinerNetwork(self.model, self.skeleton.num_joints)
+
+
+def _decode_of(fields: dict) -> DecodeConfig:
+    """The decoder of a stored spec. Earlier ones could keep a joint by its expected KS; trust replaces that."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    kept = [fields.pop(name, 0.0) for name in ("keep_margin", "min_ks")]
+    if any(kept):
+        warn_once(
+            f"this refiner was stored with keep_margin {kept[0]} and min_ks {kept[1]}, which are no longer used: say --trust"
+        )
+    return DecodeConfig(**fields)

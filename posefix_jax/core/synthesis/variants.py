@@ -208,7 +208,7 @@ def make_synthesizer(names: Sequence[str], weights: Sequence[float], skeleton: S
     One that returns no joint for a person is not drawn for that person.
 
     Args:
-      names: keys of `ERROR_MODELS` or `VARIANTS`; a `.json` error model from `posefix analyze fit`; or a `.py` file
+      names: keys of `ERROR_MODELS` or `VARIANTS`; `gaussian:0.3`, with its spread; a `.json` error model from `posefix analyze fit`; or a `.py` file
         that defines `synthesizer(skeleton)`, which returns a `Synthesizer`.
       weights: positive, one per name; empty: all equal.
       skeleton: static.
@@ -250,6 +250,12 @@ def _named(name: str, skeleton: Skeleton) -> Synthesizer:
         return from_model(model, skeleton)
     if name in VARIANTS:
         return VARIANTS[name](skeleton)
+    kind, _, value = name.partition(":")
+    if kind == "gaussian":
+        try:
+            return gaussian(skeleton, spread=float(value))
+        except ValueError:
+            raise PosefixError(f"{name!r}: expected gaussian:SPREAD, a number of 2 sigma sqrt(area)") from None
     if name.endswith(".py"):
         return _checked(function_in_file(Path(name), "synthesizer")(skeleton), name, skeleton)
     valid = (*ERROR_MODELS, *VARIANTS)
