@@ -3,7 +3,7 @@
     posefix train configs/movenet_256x192.py
     posefix train configs/movenet_256x192_more.py
 
-Also needs prepared/lspet-more and prepared/coco-more; docs/model-card.md has the commands. 2,514 steps of 16 in 54 minutes on
+Also needs prepared/lspet-more and prepared/coco-more; docs/model-card.md has the commands. 2,514 steps of 16 in 52 minutes on
 2 CPU cores that also did other work. Held-out people with stored detections: AP 0.408 at the last step.
 """
 

@@ -147,7 +147,7 @@ def make_refine_step(
         trust = Trust(*map(jnp.asarray, trust))
         crops = crops.astype(jnp.float32)
         crop_xy = jnp.where(present[..., None], crop_xy, 0.0)
-        agreed = jnp.zeros((len(crop_xy), len(MEASURES) + 2))
+        agreed = jnp.zeros((crop_xy.shape[0], len(MEASURES) + 2))
         maps = maps_of(variables, crops, crop_xy, present)
         if measured:
             heat_xy = geometry.crop_to_heat(crop_xy, STRIDE, spec.model.frame)

@@ -1,7 +1,7 @@
 """`posefix export`: a refiner as one serialized program that runs without this package."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -28,6 +28,12 @@ class ExportOptions:
     """a training run or checkpoint; by default the packaged refiner"""
     flip: bool = True
     """also run the mirrored crop and average, inside the program"""
+    trust: float | None = None
+    """trust in the input poses, 0..1, fixed in the program; the checkpoint's default otherwise"""
+
+    def __post_init__(self):
+        if self.trust is not None and not 0 <= self.trust <= 1:
+            raise PosefixError(f"--trust must lie in 0..1, found {self.trust}")
 
 
 def export(options: ExportOptions) -> str:
@@ -42,6 +48,7 @@ def export(options: ExportOptions) -> str:
         raise PosefixError("export needs the package flatbuffers: pip install flatbuffers")
     check_replaceable(options.out)
     variables, spec = load_refiner(options.checkpoint)
+    spec = replace(spec, decode=spec.decode.given(trust=options.trust))
     program = export_program(spec.network().apply, variables, spec, flip=options.flip)
     difference = max(_difference(program, variables, spec, options.flip, size) for size in (1, 7))
     if not difference < 1e-3:
@@ -53,7 +60,7 @@ def export(options: ExportOptions) -> str:
     return (
         f"{options.out}: {len(program) / 1e6:.1f} MB for {', '.join(PLATFORMS)}; expected KS within {difference:.1e} of "
         f"the original's on noise\ninputs: crops [b, {h}, {w}, 3] uint8 RGB, crop_xy [b, {joints}, 2] float32, present "
-        f"[b, {joints}] bool\noutputs: crop_xy, input_ks, output_ks, moved\n"
+        f"[b, {joints}] bool\noutputs: crop_xy, input_ks, output_ks, moved, agreement; trust {spec.decode.trust} in the poses\n"
         f'run: import jax.export; jax.export.deserialize(open("{options.out}", "rb").read()).call(crops, crop_xy, present)'
     )
 
@@ -62,7 +69,7 @@ def export_program(network: Network, variables: dict, spec: RefinerSpec, *, flip
     """The refinement step with its weights inside, serialized, for any batch size.
 
     The program takes (crops [b, H, W, 3] uint8 RGB, crop_xy [b, K, 2], present [b, K]) and returns the tuple of
-    `step.Refined`: crop_xy, input_ks, output_ks, moved.
+    `refine_step.Refined`, for poses of the spec's trust.
     """
     refine = make_refine_step(network, spec, flip=flip)
     h, w = spec.model.crop_hw

@@ -21,7 +21,7 @@ from posefix_jax.types import PosefixError
 
 LEAST, MOST = 64, 256
 """The trust of a file is measured on a quarter of its poses, but on at least and at most so many."""
-POOR_FIT, FEW = 0.5, 8
+POOR_FIT, FEW = 0.55, 8
 """Poses with a smaller `Measured.fit` are not on these photographs; not said of fewer poses than `FEW`."""
 
 

@@ -4,7 +4,7 @@ The people are refined from inputs of every quality: true poses, true poses with
 detections, and mixtures that stand in for better estimators. `posefix package --tune` stores what is found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -156,8 +156,8 @@ class Graded(NamedTuple):
         return np.mean([(oks[:, used] >= t).mean(axis=1) for t in np.arange(0.5, 0.96, 0.05)], axis=0)
 
 
-def make_graded_step(spec: RefinerSpec):
-    """Builds (variables, batch, input_xy [B, K, 2] patch pixels, present [B, K]) -> a `Graded` without `folder`."""
+def make_graded_step(spec: RefinerSpec) -> Callable[[Any, Batch, Array, Array], tuple[Array, ...]]:
+    """Builds (variables, batch, input_xy [B, K, 2] patch pixels, present [B, K]) -> the fields of `Graded` but `folder`."""
     maps_of = make_maps(spec.network().apply, spec)
     trained = jnp.asarray(spec.trained_joints)[None]
 
@@ -191,7 +191,7 @@ def refine_graded(
     """The people of prepared folders, refined from each of `graded_inputs`. People without the input are left out."""
     people = People(folders)
     mesh = data_mesh()
-    batch_size = -(-batch_size // mesh.size) * mesh.size
+    batch_size = -(-min(batch_size, len(people)) // mesh.size) * mesh.size
     inputs = graded_inputs(spec.skeleton, detections=any(manifest.detections for manifest in people.manifests))
     trained = np.asarray(spec.trained_joints)
     variables = jax.device_put(variables, replicated(mesh))
