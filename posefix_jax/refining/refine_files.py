@@ -267,7 +267,7 @@ class _RefineJob:
         options = self.options
         waiting: deque[tuple[Part, list[int]]] = deque()
         done = rows = 0
-        begun = time.monotonic()
+        begun, read_before = time.monotonic(), self.places.read
 
         def work() -> Iterator[list[Group]]:
             nonlocal done
@@ -288,7 +288,7 @@ class _RefineJob:
             bound = max(waits, key=lambda what: waits[what])
             share = waits[bound] / (sum(waits.values()) or 1.0)
             name = {"decode": "decoding", "device": "the network"}[bound]
-            pace = self.places.read / max(time.monotonic() - begun, 1e-6)
+            pace = (self.places.read - read_before) / max(time.monotonic() - begun, 1e-6)
             progress.note = f"{pace:.1f} photographs/s, {share:.0%} of wait time: {name}"
             progress.update(done)
 
