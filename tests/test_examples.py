@@ -89,12 +89,13 @@ def test_synthesis(prepared, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_readmes_python(people, tmp_path, monkeypatch, capsys):
-    """README's five lines, with a photograph and two poses."""
+    """README's lines, with a photograph and two poses."""
     readme = (EXAMPLES.parent / "README.md").read_text()
     shutil.copy(next(people[1].iterdir()), tmp_path / "photograph.jpg")
     monkeypatch.chdir(tmp_path)
     poses = np.array([row["keypoints"] for row in detections_of(people[0])[:2]]).reshape(2, 17, 3)
-    names = {"poses": poses}
+    names = {"poses": poses, "photographs": ["photograph.jpg"] * 2, "all_poses": list(poses)}
     exec(readme.split("```python\n")[1].split("```")[0], names)
     assert names["refined"].poses.shape == (2, 17, 3) and names["refined"].quality.shape == (2,)
+    assert names["refiner"].trust is not None  # measured
     assert (names["refined"].poses != poses).any() and capsys.readouterr().out
