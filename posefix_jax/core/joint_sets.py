@@ -19,14 +19,21 @@ from posefix_jax.core.skeleton import (
 from posefix_jax.types import PosefixError, nearest_names, warn_once
 
 __all__ = [
+    "AIC",
     "AP10K",
     "BLAZEPOSE",
     "COCO",
     "CROWDPOSE",
+    "H36M",
     "HALPE26",
+    "HALPE136",
+    "HUMANART21",
+    "JHMDB",
+    "MHP",
     "MPII",
     "OPENPOSE18",
     "OPENPOSE25",
+    "OPENPOSE25B",
     "POSETRACK",
     "POSETRACK17",
     "SKELETONS",
@@ -122,6 +129,18 @@ CROWDPOSE = _skeleton(
     _ARMS + "top_head-neck neck-left_shoulder neck-right_shoulder",
 )
 
+# Order: AI Challenger 2017; sigmas: its evaluation script (delta is twice the sigma).
+AIC = _skeleton(
+    "aic",
+    "right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip right_knee right_ankle "
+    "left_hip left_knee left_ankle head_top neck",
+    (
+        *(0.01388152, 0.01515228, 0.01057665, 0.01417709, 0.01497891, 0.01402144, 0.03909642),
+        *(0.03686941, 0.01981803, 0.03843971, 0.03412318, 0.02415081, 0.01291456, 0.01236173),
+    ),
+    _ARMS + "head_top-neck neck-left_shoulder neck-right_shoulder",
+)
+
 # COCO's sigmas by kind of joint; feet from COCO-WholeBody, necks and heads from CrowdPose. Joints without a measured
 # sigma have that of the nearest joint.
 _SIGMAS = {
@@ -129,6 +148,8 @@ _SIGMAS = {
     **{"knee": 0.087, "ankle": 0.089, "neck": 0.079, "head": 0.079, "head_top": 0.079, "thorax": 0.079},
     **{"mid_hip": 0.107, "pelvis": 0.107, "big_toe": 0.068, "small_toe": 0.066, "heel": 0.066, "foot_index": 0.068},
     **{"eye_inner": 0.025, "eye_outer": 0.025, "mouth": 0.035, "pinky": 0.062, "index": 0.062, "thumb": 0.062},
+    **{"foot": 0.089, "finger": 0.089, "toe": 0.089, "spine": 0.107, "belly": 0.107, "neck_base": 0.079, "root": 0.107},
+    **{"upper_neck": 0.079},
 }
 
 
@@ -140,7 +161,7 @@ def _body(name: str, joints: str, limbs: str = "") -> Skeleton:
 
 _OPENPOSE_ARMS = "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist "
 _OPENPOSE_REST = "right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear "
-# OpenPose's two bodies, MediaPipe's BlazePose, AlphaPose's Halpe-26, MPII: joint order as documented by each.
+# OpenPose's three bodies, MediaPipe's BlazePose, AlphaPose's Halpe-26, MPII: joint order as documented by each.
 OPENPOSE18 = _body("openpose18", _OPENPOSE_ARMS + _OPENPOSE_REST, "nose-neck")
 OPENPOSE25 = _body(
     "openpose25",
@@ -148,6 +169,13 @@ OPENPOSE25 = _body(
     "right_small_toe right_heel",
     "nose-neck neck-mid_hip left_ankle-left_heel right_ankle-right_heel left_ankle-left_big_toe "
     "right_ankle-right_big_toe",
+)
+_FEET = "left_big_toe left_small_toe left_heel right_big_toe right_small_toe right_heel"
+OPENPOSE25B = _body(
+    "openpose25b",
+    " ".join(COCO.joints) + f" neck head_top {_FEET}",
+    "head_top-neck neck-left_shoulder neck-right_shoulder left_ankle-left_heel right_ankle-right_heel "
+    "left_ankle-left_big_toe right_ankle-right_big_toe",
 )
 BLAZEPOSE = _body(
     "blazepose",
@@ -169,45 +197,76 @@ MPII = _body(
     "right_elbow right_shoulder left_shoulder left_elbow left_wrist",
     "pelvis-thorax thorax-neck neck-head_top",
 )
-
-
-def _mirrored(*runs: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
-    """Flip pairs of face landmarks, which begin at joint 23, from runs of (first, last, sum of a pair)."""
-    return tuple((23 + i, 23 + total - i) for first, last, total in runs for i in range(first, last + 1))
-
-
-_HAND = " ".join(
-    ["{0}_hand_root"]
-    + [f"{{0}}_{f}{i}" for f in "thumb forefinger middle_finger ring_finger pinky_finger".split() for i in range(1, 5)]
+# MPII's order with another name for the neck; Human3.6M as VideoPose3D and most of 3D pose estimation order it; JHMDB;
+# Human-Art's 21. Their sigmas are COCO's by kind of joint, as in MMPose's descriptions of JHMDB and Human-Art.
+MHP = _body(
+    "mhp", " ".join(MPII.joints).replace("thorax neck", "thorax upper_neck"), "pelvis-thorax upper_neck-head_top"
 )
+H36M = _skeleton(
+    "h36m",
+    "root right_hip right_knee right_foot left_hip left_knee left_foot spine thorax neck_base head left_shoulder "
+    "left_elbow left_wrist right_shoulder right_elbow right_wrist",
+    [_SIGMAS[joint] for joint in "root hip knee foot hip knee foot spine thorax neck_base head".split()]
+    + 2 * [_SIGMAS[joint] for joint in "shoulder elbow wrist".split()],
+    _ARMS.replace("_ankle", "_foot") + "root-spine spine-thorax thorax-neck_base neck_base-head",
+)
+JHMDB = _body(
+    "jhmdb",
+    "neck belly head right_shoulder left_shoulder right_hip left_hip right_elbow left_elbow right_knee left_knee "
+    "right_wrist left_wrist right_ankle left_ankle",
+    "belly-neck neck-head",
+)
+HUMANART21 = _body(
+    "humanart21",
+    " ".join(COCO.joints) + " left_finger right_finger left_toe right_toe",
+    "left_ankle-left_toe right_ankle-right_toe left_wrist-left_finger right_wrist-right_finger",
+)
+
+
+def _face(first: int) -> tuple[tuple[int, int], ...]:
+    """Flip pairs of 68 face landmarks that begin at joint `first`, from runs of (first, last, sum of a pair)."""
+    runs = ((0, 7, 16), (17, 21, 43), (31, 32, 66), (36, 39, 81), (40, 41, 87))
+    runs += ((48, 50, 102), (55, 56, 114), (60, 61, 124), (65, 65, 132))
+    return tuple((first + i, first + total - i) for start, last, total in runs for i in range(start, last + 1))
+
+
+_FINGERS = "thumb forefinger middle_finger ring_finger pinky_finger".split()
+_HAND = " ".join(["{0}_hand_root"] + [f"{{0}}_{finger}{i}" for finger in _FINGERS for i in range(1, 5)])
+_FACE_AND_HANDS = " ".join(f"face-{i}" for i in range(68)) + f" {_HAND.format('left')} {_HAND.format('right')}"
 _HAND_SIGMAS = "29 22 35 37 47 26 25 24 35 18 24 22 26 17 21 21 32 20 19 22 31 "
+_FACE_AND_HANDS_SIGMAS = tuple(
+    int(thousandths) / 1000
+    for thousandths in (
+        "42 43 44 43 40 35 31 25 20 23 29 32 37 38 43 41 45 13 12 11 11 12 12 11 11 13 15 9 7 7 7 12 9 8 16 10 17 "
+        "11 9 11 9 7 13 8 11 12 10 34 8 8 9 8 8 7 10 8 9 9 9 7 7 8 11 8 8 8 10 8 " + 2 * _HAND_SIGMAS
+    ).split()
+)
+_FEET_LIMBS = (
+    "left_ankle-left_big_toe left_ankle-left_small_toe left_ankle-left_heel right_ankle-right_big_toe "
+    "right_ankle-right_small_toe right_ankle-right_heel "
+)
+_HAND_LIMBS = "left_wrist-left_hand_root right_wrist-right_hand_root " + " ".join(
+    f"{side}_{'hand_root' if i == 1 else f'{finger}{i - 1}'}-{side}_{finger}{i}"
+    for side in ("left", "right")
+    for finger in _FINGERS
+    for i in range(1, 5)
+)
 # Names, order, flip pairs and sigmas (in thousandths) of the COCO-WholeBody evaluation: body, feet, 68 face landmarks,
 # left hand, right hand.
 WHOLEBODY = _skeleton(
     "coco-wholebody",
-    " ".join(COCO.joints)
-    + " left_big_toe left_small_toe left_heel right_big_toe right_small_toe right_heel "
-    + " ".join(f"face-{i}" for i in range(68))
-    + f" {_HAND.format('left')} {_HAND.format('right')}",
-    COCO.sigmas
-    + tuple(
-        int(thousandths) / 1000
-        for thousandths in (
-            "68 66 66 92 94 94 "
-            "42 43 44 43 40 35 31 25 20 23 29 32 37 38 43 41 45 13 12 11 11 12 12 11 11 13 15 9 7 7 7 12 9 8 16 10 17 "
-            "11 9 11 9 7 13 8 11 12 10 34 8 8 9 8 8 7 10 8 9 9 9 7 7 8 11 8 8 8 10 8 " + 2 * _HAND_SIGMAS
-        ).split()
-    ),
-    _ARMS + "left_ankle-left_big_toe left_ankle-left_small_toe left_ankle-left_heel right_ankle-right_big_toe "
-    "right_ankle-right_small_toe right_ankle-right_heel left_wrist-left_hand_root right_wrist-right_hand_root "
-    + " ".join(
-        f"{side}_{'hand_root' if i == 1 else f'{finger}{i - 1}'}-{side}_{finger}{i}"
-        for side in ("left", "right")
-        for finger in "thumb forefinger middle_finger ring_finger pinky_finger".split()
-        for i in range(1, 5)
-    ),
-    pairs=_mirrored((0, 7, 16), (17, 21, 43), (31, 32, 66), (36, 39, 81), (40, 41, 87))
-    + _mirrored((48, 50, 102), (55, 56, 114), (60, 61, 124), (65, 65, 132)),
+    f"{' '.join(COCO.joints)} {_FEET} {_FACE_AND_HANDS}",
+    (*COCO.sigmas, 0.068, 0.066, 0.066, 0.092, 0.094, 0.094, *_FACE_AND_HANDS_SIGMAS),
+    _ARMS + _FEET_LIMBS + _HAND_LIMBS,
+    pairs=_face(23),
+)
+# Halpe's order, of AlphaPose's full body: the 26 joints of the body, then face and hands as in COCO-WholeBody.
+HALPE136 = _skeleton(
+    "halpe136",
+    f"{' '.join(HALPE26.joints)} {_FACE_AND_HANDS}",
+    (*HALPE26.sigmas, *_FACE_AND_HANDS_SIGMAS),
+    _ARMS + _FEET_LIMBS + _HAND_LIMBS,
+    pairs=_face(26),
 )
 WHOLEBODY_KEYS = {"keypoints": 17, "foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21}
 """The keypoint lists of a COCO-WholeBody entry, in joint order, and the number of joints in each."""
@@ -228,8 +287,8 @@ AP10K = _skeleton(
 SKELETONS = {
     skeleton.name: skeleton
     for skeleton in (
-        *(COCO, POSETRACK, POSETRACK17, CROWDPOSE, OPENPOSE18, OPENPOSE25, BLAZEPOSE, HALPE26, MPII),
-        *(WHOLEBODY, AP10K),
+        *(COCO, POSETRACK, POSETRACK17, CROWDPOSE, OPENPOSE18, OPENPOSE25, OPENPOSE25B, BLAZEPOSE, HALPE26, MPII),
+        *(WHOLEBODY, AP10K, AIC, HUMANART21, JHMDB, H36M, MHP, HALPE136),
     )
 }
 
@@ -266,10 +325,10 @@ def skeleton_from_category(category: Mapping) -> Skeleton:
     joints = category.get("keypoints", ())
     if not isinstance(joints, list | tuple) or not all(isinstance(joint, str) for joint in joints):
         raise PosefixError(f"the keypoints of a category must be joint names, found {joints!r:.60}")
-    names = comparable_names(joints)
-    for skeleton in SKELETONS.values():
-        if comparable_names(skeleton.joints) == names:
-            return skeleton
+    names, plain = comparable_names(joints), [canonical(joint) for joint in joints]
+    known = [skeleton for skeleton in SKELETONS.values() if comparable_names(skeleton.joints) == names]
+    if known:  # MPII and MHP differ in spelling alone
+        return next((s for s in known if [canonical(joint) for joint in s.joints] == plain), known[0])
     pairs = [
         (i, names.index("right_" + name[5:]))
         for i, name in enumerate(names)
@@ -289,12 +348,14 @@ def skeleton_from_category(category: Mapping) -> Skeleton:
 
 
 def _limbs(pairs, count: int, name: str) -> list[tuple[int, int]]:
-    """Index pairs of a category's limbs, which number joints from 1."""
+    """Index pairs of a category's limbs, which number joints from 1; from 0 if one of them is 0."""
     limbs, left_out = [], []
-    for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
+    pairs = pairs if isinstance(pairs, list | tuple) else [pairs]
+    first = 0 if any(isinstance(pair, list | tuple) and 0 in pair for pair in pairs) else 1
+    for pair in pairs:
         fits = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
-        if fits and all(1 <= end <= count for end in pair):
-            limbs.append((pair[0] - 1, pair[1] - 1))
+        if fits and all(first <= end < first + count for end in pair):
+            limbs.append((pair[0] - first, pair[1] - first))
         else:
             left_out.append(pair)
     if left_out:

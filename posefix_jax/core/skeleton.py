@@ -124,28 +124,40 @@ class Skeleton:
             ) from error
 
 
+_GLUED = re.compile(
+    "([lr])(eye|ear|shoulder|elbow|wrist|hip|knee|ankle|heel|hand|foot|toe|bigtoe|smalltoe|thumb|index|pinky)"
+)
+
+
 def canonical(joint: str) -> str:
     """A joint's name in the form that names are compared in: lower case, words joined by `_`, the side first.
 
-    `Left Eye`, `left-eye`, `LEFT_EYE`, `leftEye` and `eye_l` are all `left_eye`.
+    `Left Eye`, `left-eye`, `LEFT_EYE`, `leftEye`, `LEye`, `Leye` and `eye_l` are all `left_eye`.
     """
-    words = re.split(r"[\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", joint).lower())
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", joint)
+    words = re.split(r"[\W_]+", apart.lower())
     sides = {"l": "left", "left": "left", "r": "right", "right": "right"}
     side = [sides[word] for word in words if word in sides][:1]
     words = [word for word in words if word and word not in sides]
-    if not side and words and (glued := re.fullmatch(r"(left|right)(\D+)", words[0])):
-        side, words[0] = [glued[1]], glued[2]
+    if not side and words and (glued := re.fullmatch(r"(left|right)(\D+)", words[0]) or _GLUED.fullmatch(words[0])):
+        side, words[0] = [sides[glued[1]]], glued[2]
     return "_".join(side + words)
 
 
-_SAME = {"top_head": "head_top", "head": "head_top", "pelvis": "mid_hip"}
-"""Synonyms. The `head` of CrowdPose and Halpe is the top of the head."""
+_SAME = {
+    **{"top_head": "head_top", "head": "head_top", "top_of_head": "head_top", "upper_neck": "neck"},
+    **dict.fromkeys(("pelvis", "pelvic", "root", "hips", "hip_center", "center_hip", "middle_hip"), "mid_hip"),
+    **{f"{side}_{a}": f"{side}_{b}" for side in ("left", "right") for a, b in (("foot", "ankle"), ("toe", "big_toe"))},
+    **{f"{side}_{size}toe": f"{side}_{size}_toe" for side in ("left", "right") for size in ("big", "small")},
+}
+"""Synonyms, where a set does not have both. The `head` of CrowdPose and Halpe is the top of the head, the `foot` of
+Human3.6M the ankle, the `upper_neck` of MHP the neck of MPII."""
 
 
 def comparable_names(joints: Sequence[str]) -> tuple[str, ...]:
     """The names by which joints of two sets are matched.
 
-    Synonyms and spelling are ignored as far as the joints of this set stay distinct.
+    Synonyms, spelling and trailing numbers are ignored as far as the joints of this set stay distinct.
     """
     return _comparable_names(tuple(joints))
 
@@ -153,7 +165,8 @@ def comparable_names(joints: Sequence[str]) -> tuple[str, ...]:
 @lru_cache(maxsize=256)  # conversions ask once per person
 def _comparable_names(joints: tuple[str, ...]) -> tuple[str, ...]:
     plain = tuple(canonical(joint) for joint in joints)
-    for names in (tuple(_SAME.get(name, name) for name in plain), plain):
+    stems = tuple(re.sub(r"_?\d+$", "", name) for name in plain)
+    for names in (tuple(_SAME.get(n, n) for n in stems), tuple(_SAME.get(n, n) for n in plain), plain):
         if len(set(names)) == len(names) and all(names):
             return names
     return joints
@@ -199,6 +212,39 @@ def to_skeleton(joints: np.ndarray, given: Skeleton, wanted: Skeleton) -> np.nda
         if place >= 0 and index[place] < 0 and (sides >= 0).all() and (joints[sides, 2] > 0).all():
             out[place] = joints[sides].mean(axis=0)
     return out
+
+
+_LIMBS = [
+    (f"{side}_{a}", f"{side}_{b}")
+    for side in ("left", "right")
+    for a, b in (("shoulder", "elbow"), ("elbow", "wrist"), ("shoulder", "hip"), ("hip", "knee"), ("knee", "ankle"))
+] + [("left_shoulder", "right_shoulder"), ("left_hip", "right_hip")]
+
+
+def limb_length(poses: np.ndarray, skeleton: Skeleton) -> float:
+    """How long the limbs of people are, if their joints are those of a skeleton: it tells orders of joints apart.
+
+    Args:
+      poses: [n, K, 3] x, y, score, in any frame.
+      skeleton: what the joints may be.
+
+    Returns:
+      The median over the people of the mean length of arms, legs and trunk, relative to the diagonal around the pose.
+      People in the right order have 0.15 to 0.2; NaN if nobody has six of the twelve limbs.
+    """
+    ends = np.array([joints_in(limb, skeleton.joints) for limb in _LIMBS])
+    ends = ends[(ends >= 0).all(axis=1)]
+    present = (poses[..., 2] > 0) & np.isfinite(poses).all(axis=-1)
+    xy = np.where(present[..., None], poses[..., :2], np.nan)
+    both = present[:, ends].all(axis=-1)
+    people = (both.sum(axis=1) >= 6) & (present.sum(axis=1) > 2)
+    if not people.any():
+        return float("nan")
+    xy, both = xy[people], both[people]
+    extent = np.linalg.norm(np.nanmax(xy, axis=1) - np.nanmin(xy, axis=1), axis=-1)
+    length = np.linalg.norm(xy[:, ends[:, 0]] - xy[:, ends[:, 1]], axis=-1)
+    mean = np.where(both, length, 0).sum(axis=1) / both.sum(axis=1)
+    return float(np.median(mean / np.maximum(extent, 1e-9)))
 
 
 class JointMap:

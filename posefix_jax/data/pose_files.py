@@ -12,19 +12,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import numpy as np
 
 from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, skeleton_from_category
-from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.core.skeleton import Skeleton, limb_length
 from posefix_jax.data.formats import FORMATS, Element, Format, JsonFormat, PoseFile
 from posefix_jax.data.formats.base import ImageId
 from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
 from posefix_jax.files import inside
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, warn_once
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet")
 """Names that a folder's pose files end with, perhaps followed by .gz."""
+_PEOPLE, _FEW, _LONGER = 64, 3, 1.12
+"""Joint sets of as many joints are told apart by the limbs of the first people, not of fewer than `_FEW`. OpenPose's
+BODY_25B read as BODY_25 makes limbs 1.19 to 1.27 times as long, AI Challenger read as CrowdPose 1.3 to 1.46 times
+(real people of COCO and LSPET); COCO read as itself is never the longer one."""
 _JSON = [form for form in FORMATS.values() if isinstance(form, JsonFormat)]
 
 
@@ -121,7 +126,17 @@ class PoseFiles:
 
         `skeleton` and `preferred` are those of `open_pose_file`. Raises PosefixError also where a file is not one of poses.
         """
-        opened = [open_pose_file(path, skeleton=skeleton, preferred=preferred, name=name) for path, name in files]
+        opened: list[PoseFile] = []
+        people: list[np.ndarray] = []
+        for path, name in files:
+            most = max(1, _PEOPLE - len(people))
+            file, some = _opened(path, skeleton=skeleton, preferred=preferred, name=name, most=most)
+            opened.append(file)
+            # Files of other numbers of joints are refused below.
+            people += [joints for joints in some if len(people) < _PEOPLE and len(joints) == len((people or some)[0])]
+        if people:
+            likely = _likely_skeleton(opened[0].path, preferred, people)
+            opened = [f if f.skeleton.num_joints != likely.num_joints else replace(f, skeleton=likely) for f in opened]
         return cls(opened, annotations)
 
     def __init__(self, files: Sequence[PoseFile], annotations: Path | None = None):
@@ -190,6 +205,14 @@ def open_pose_file(path: str, *, skeleton: Skeleton | None, preferred: Skeleton,
     Raises:
       PosefixError: not a file of poses.
     """
+    file, people = _opened(path, skeleton=skeleton, preferred=preferred, name=name, most=_PEOPLE)
+    return replace(file, skeleton=_likely_skeleton(path, preferred, people)) if people else file
+
+
+def _opened(
+    path: str, *, skeleton: Skeleton | None, preferred: Skeleton, name: str, most: int
+) -> tuple[PoseFile, list[np.ndarray]]:
+    """As `open_pose_file`; also the joints of up to `most` people if only their number says what joints they are."""
     if path.endswith((".pth", ".pkl", ".pt", ".npy", ".npz")):
         raise PosefixError(
             f"{path}: pickle files are refused, since they can hold programs; Detectron2 writes the same poses to "
@@ -202,11 +225,12 @@ def open_pose_file(path: str, *, skeleton: Skeleton | None, preferred: Skeleton,
         file, skeleton = replace(file, names=names or {}), skeleton or found
     skeleton = file.format.skeleton or skeleton
     if file.format.name == "yolo" or (skeleton is not None and not file.format.is_table):
-        return replace(file, skeleton=skeleton or preferred)
-    count = file.format.count_joints(file)
-    if count is None:
-        return replace(file, empty=True)
-    return replace(file, skeleton=_skeleton_of(path, skeleton, preferred, count))
+        return replace(file, skeleton=skeleton or preferred), []
+    people = file.format.first_people(file, most)
+    if not people:
+        return replace(file, empty=True), []
+    file = replace(file, skeleton=_skeleton_of(path, skeleton, preferred, len(people[0])))
+    return file, people if skeleton is None else []
 
 
 def _skeleton_of(path: str, given: Skeleton | None, preferred: Skeleton, count: int) -> Skeleton:
@@ -218,6 +242,27 @@ def _skeleton_of(path: str, given: Skeleton | None, preferred: Skeleton, count: 
         f"{path}: row 0 has {3 * count} keypoint values, expected {3 * known[0].num_joints} (x, y, score of the "
         f"{known[0].num_joints} joints of {known[0].name}); say what its {count} joints are with --skeleton FILE"
     )
+
+
+def _likely_skeleton(path: str, preferred: Skeleton, people: list[np.ndarray]) -> Skeleton:
+    """The built-in joint set that people's joints are, told by their number and by how long limbs would be.
+
+    `preferred` is taken unless its limbs would be longer than another set's by `_LONGER`.
+    """
+    poses = np.stack(people)
+    known = [skeleton for skeleton in (preferred, *SKELETONS.values()) if skeleton.num_joints == poses.shape[1]]
+    first = known[0]
+    if len(poses) < _FEW:
+        return first
+    lengths = {skeleton.name: limb_length(poses, skeleton) for skeleton in known}
+    best = min(known, key=lambda skeleton: np.nan_to_num(lengths[skeleton.name], nan=np.inf))
+    if not lengths[first.name] > _LONGER * lengths[best.name]:
+        return first
+    warn_once(
+        f"{path}: read with the joints of {best.name}, not of {first.name}, since the limbs of its people fit; "
+        f"--skeleton {first.name} says otherwise"
+    )
+    return best
 
 
 def _recognized(path: str) -> tuple[Format, str | None]:

@@ -148,16 +148,23 @@ class Format:
                 yield Element(lead, text, poses, first=row == 0)
                 row += 1
 
-    def count_joints(self, file: "PoseFile") -> int | None:
-        """How many joints the first person has; None if there is nobody. `file.skeleton` is not known yet."""
+    def first_people(self, file: "PoseFile", most: int) -> list[np.ndarray]:
+        """The joints of the first people, with as many joints as the very first; `file.skeleton` is not known yet."""
+        found: list[np.ndarray] = []
         with open_binary(file.path) as opened:
             for row, (_, text, value) in enumerate(self.items(opened, file)):
                 try:
                     for pose in self.people(value, text, file) if text else ():
-                        return len(pose.joints)
+                        if found and len(pose.joints) != len(found[0]):
+                            return found
+                        found.append(pose.joints)
+                        if len(found) >= most:
+                            return found
                 except PROBLEMS as error:
+                    if found:  # the row is named when the job comes to it
+                        return found
                     raise file.unfit(row, error) from error
-        return None
+        return found
 
     def items(self, opened: Readable, file: "PoseFile") -> Iterator[Item]:
         """The elements' texts and values."""

@@ -25,8 +25,8 @@ class Parquet(Format):
     is_table = True
     head = between = tail = ""
 
-    def count_joints(self, file: PoseFile) -> int | None:
-        """As `Format.count_joints`. Raises PosefixError: a column is missing, or is of a type that cannot hold its values."""
+    def first_people(self, file: PoseFile, most: int) -> list[np.ndarray]:
+        """As `Format.first_people`. Raises PosefixError: a column is missing, or is of a type that cannot hold its values."""
         types = _arrow().types
         with _opened(file.path) as table:
             schema = table.schema_arrow
@@ -41,9 +41,10 @@ class Parquet(Format):
                 raise PosefixError(f"{file.path}: keypoints are {keypoints}; expected a list of float or double")
             if "score" in names and not types.is_floating(schema.field("score").type):
                 raise PosefixError(f"{file.path}: score is {schema.field('score').type}; expected float or double")
-            for batch in table.iter_batches(1, columns=["keypoints"]):
-                return len(batch["keypoints"][0].as_py() or ()) // 3
-        return None
+            for batch in table.iter_batches(most, columns=["keypoints"]):
+                rows = [row or [] for row in batch["keypoints"].to_pylist()]
+                return [_joints(row) for row in rows if len(row) == len(rows[0])]
+        return []
 
     def elements(self, file: PoseFile) -> Iterator[Element]:
         count, first = 3 * file.skeleton.num_joints, 0
@@ -60,8 +61,7 @@ class Parquet(Format):
                         raise PosefixError(
                             f"{file.path}: row {first + row}: has {found}, expected {count} and an id or name"
                         )
-                    joints = np.array([np.nan if v is None else v for v in values], np.float64).reshape(-1, 3)
-                    poses.append(Pose(image, joints, (), None if score is None else float(score)))
+                    poses.append(Pose(image, _joints(values), (), None if score is None else float(score)))
                 first += len(images)
                 yield Element("", batch, poses)
 
@@ -93,6 +93,12 @@ class Parquet(Format):
         yield write
         if table is not None:
             table.close()
+
+
+def _joints(values: Sequence[float | None]) -> np.ndarray:
+    """[K, 3]; a null is NaN, what is left over of a joint is dropped."""
+    whole = values[: len(values) // 3 * 3]
+    return np.array([np.nan if v is None else v for v in whole], np.float64).reshape(-1, 3)
 
 
 def _arrow() -> Any:
