@@ -348,10 +348,11 @@ def skeleton_from_category(category: Mapping) -> Skeleton:
 
 
 def _limbs(pairs, count: int, name: str) -> list[tuple[int, int]]:
-    """Index pairs of a category's limbs, which number joints from 1; from 0 if one of them is 0."""
+    """Index pairs of a category's limbs, which number joints from 1; or from 0, if one is 0 and none is beyond."""
     limbs, left_out = [], []
     pairs = pairs if isinstance(pairs, list | tuple) else [pairs]
-    first = 0 if any(isinstance(pair, list | tuple) and 0 in pair for pair in pairs) else 1
+    ends = [end for pair in pairs if isinstance(pair, list | tuple) for end in pair if type(end) is int]
+    first = 0 if ends and min(ends) == 0 and max(ends) < count else 1
     for pair in pairs:
         fits = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
         if fits and all(first <= end < first + count for end in pair):

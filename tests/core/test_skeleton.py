@@ -24,6 +24,8 @@ from posefix_jax.core.skeleton import (
     comparable_names,
     group_of,
     joints_in,
+    limb_length,
+    to_skeleton,
     warn_of_guessed_sigmas,
 )
 from posefix_jax.data.coco import read_annotations
@@ -169,3 +171,50 @@ def test_joints_to_a_refiner_and_back():
     wrist = file.joints.index("left_wrist")
     np.testing.assert_allclose(back[wrist], joints[wrist] + [0.01, 4 / 300, 0])
     assert np.array_equal(np.delete(back, wrist, axis=0), np.delete(joints, wrist, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        *(("LEye", "left_eye"), ("Leye", "left_eye"), ("RBigToe", "right_big_toe"), ("Rknee", "right_knee")),
+        *(("MidHip", "mid_hip"), ("lankle", "left_ankle"), ("tail", "tail"), ("legs", "legs"), ("rings", "rings")),
+    ],
+)
+def test_sides_of_one_letter(written, name):
+    assert canonical(written) == name
+
+
+def test_the_names_of_other_data_sets_are_synonyms_where_a_set_has_one_of_them():
+    assert joints_in(["left_ankle", "mid_hip", "neck"], ["left_foot", "root", "upper_neck"]).tolist() == [0, 1, 2]
+    assert joints_in(["left_ankle"], ["left_foot", "left_ankle"]).tolist() == [1]
+    assert joints_in(["nose", "left_eye"], ["nose0", "left_eye_1"]).tolist() == [0, 1]
+    assert joints_in(["nose"], ["nose_1", "nose_2"]).tolist() == [-1]
+
+
+def test_limbs_that_count_from_0():
+    """As H36M's and ExLPose's files have them; a limb beyond the joints shows that the 0 is a fault."""
+    names = {"name": "odd", "keypoints": ["left_wing", "right_wing", "tail"]}
+    assert skeleton_from_category({**names, "skeleton": [[0, 1], [1, 2]]}).limbs == ((0, 1), (1, 2))
+    assert skeleton_from_category({**names, "skeleton": [[0, 1], [1, 3]]}).limbs == ((0, 2),)
+
+
+def standing(skeleton: Skeleton, count: int = 5) -> np.ndarray:
+    """[n, K, 3] people who stand, in the joints of a skeleton."""
+    body = "nose 50 10 left_eye 52 8 right_eye 48 8 left_ear 55 10 right_ear 45 10 left_shoulder 62 25 right_shoulder 38 25"
+    body += " left_elbow 68 45 right_elbow 32 45 left_wrist 70 62 right_wrist 30 62 left_hip 58 65 right_hip 42 65"
+    body += " left_knee 60 90 right_knee 40 90 left_ankle 61 115 right_ankle 39 115"
+    words = body.split()
+    pose = np.array([[float(x), float(y), 1] for x, y in zip(words[1::3], words[2::3], strict=True)])
+    jitter = np.random.default_rng(0).normal(0, 2, (count, 17, 3)) * [1, 1, 0]
+    return np.stack([to_skeleton(one, SKELETONS["coco"], skeleton) for one in pose + jitter])
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("openpose25", "openpose25b"), ("openpose25b", "openpose25"), ("aic", "crowdpose"), ("crowdpose", "aic")],
+)
+def test_limbs_are_longer_in_a_wrong_order_of_the_joints(right, wrong):
+    poses = standing(SKELETONS[right])
+    assert limb_length(poses, SKELETONS[wrong]) > 1.15 * limb_length(poses, SKELETONS[right])
+    poses[:, :, 2] = 0
+    assert np.isnan(limb_length(poses, SKELETONS[right]))

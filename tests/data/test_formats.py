@@ -375,6 +375,7 @@ def test_every_skeleton_is_what_it_says():
     assert {s.name: s.num_joints for s in SKELETONS.values()} == {
         "coco": 17, "posetrack": 17, "posetrack17": 15, "crowdpose": 14, "openpose18": 18, "openpose25": 25,
         "blazepose": 33, "halpe26": 26, "mpii": 16, "coco-wholebody": 133, "ap10k": 17,
+        "openpose25b": 25, "aic": 14, "humanart21": 21, "jhmdb": 15, "h36m": 17, "mhp": 16, "halpe136": 136,
     }  # fmt: skip
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import detections_of, make_people
+from test_skeleton import standing
 
-from posefix_jax.core.joint_sets import COCO, OPENPOSE25
+from posefix_jax.core.joint_sets import COCO, OPENPOSE25, SKELETONS
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.formats import FORMATS, WRITABLE, Pose
 from posefix_jax.data.image_sources import Images, PhotographNames
@@ -167,3 +168,17 @@ def test_every_command_reads_every_format(tmp_path, people, capsys):
         assert shown[0] == 0, shown[1].err
         tables[to] = shown[1].out
     assert len(set(tables.values())) == 1, tables
+
+
+@pytest.mark.parametrize(("written", "read"), [("openpose25", "openpose25"), ("openpose25b", "openpose25b")])
+def test_openposes_two_bodies_of_25_joints(tmp_path, written, read, capsys):
+    """Nothing in a folder of OpenPose's says which; a file a person, so that only together they tell."""
+    warn_once.cache_clear()
+    poses = standing(SKELETONS[written])
+    people = [{"people": [{"pose_keypoints_2d": pose.reshape(-1).tolist()}]} for pose in poses]
+    files = files_of(tmp_path / "in", {f"{i}_keypoints.json": one for i, one in enumerate(people)})
+    source = PoseFiles.open(files, skeleton=None, preferred=COCO)
+    assert source.skeleton is SKELETONS[read]
+    assert ("read with the joints of openpose25b" in capsys.readouterr().err) == (written != "openpose25")
+    assert PoseFiles.open(files, skeleton=OPENPOSE25, preferred=COCO).skeleton is OPENPOSE25  # --skeleton overrules
+    assert PoseFiles.open(files[:2], skeleton=None, preferred=COCO).skeleton is OPENPOSE25  # too few to tell
