@@ -72,8 +72,10 @@ def _import(rest: list[str]) -> object:
     return _parse(sources[rest[0]], rest[1:], f"import {rest[0]}", "weights")
 
 
-def _summary(result: dict, options) -> str:
-    return _load("refining.refine_files:summary_of")(result, options.out)
+def _summary(result: dict, options) -> int:
+    summary_of, mostly_skipped = (_load(f"refining.refine_files:{f}") for f in ("summary_of", "mostly_skipped"))
+    print(summary_of(result, options.out))
+    return 3 if mostly_skipped(result) and not options.allow_missing else 0
 
 
 JOBS = {

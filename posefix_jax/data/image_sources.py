@@ -18,7 +18,7 @@ import cv2
 import fsspec
 import numpy as np
 
-from posefix_jax.data.images import UnreadableImage, decode_image
+from posefix_jax.data.images import UnreadableImage, decode_image, is_rotated
 from posefix_jax.types import PosefixError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -51,9 +51,10 @@ class PhotographNames:
     Args:
       paths: the photographs' paths, with `/` between folders.
       place: where they are, for messages.
+      first: the number by which rows call the photograph with the lowest number; None: numbers are as they are.
     """
 
-    def __init__(self, paths: Iterable[str], place: str = "photographs"):
+    def __init__(self, paths: Iterable[str], place: str = "photographs", first: int | None = None):
         self._paths, self._place = set(paths), place
         self._by_name, self._by_stem = defaultdict(list), defaultdict(list)
         by_number, by_last_number = defaultdict(list), defaultdict(list)
@@ -67,22 +68,36 @@ class PhotographNames:
             elif digits:
                 by_last_number[int(digits[-1])].append(path)
         self._by_number = by_number or by_last_number
+        self._offset = 0 if first is None or not self._by_number else min(self._by_number) - first
 
-    def find(self, image: int | str) -> str | None:
+    @property
+    def numbers(self) -> tuple[int, int] | None:
+        """The lowest and the highest number among the photographs; None if none has any."""
+        return (min(self._by_number), max(self._by_number)) if self._by_number else None
+
+    def find(self, image: int | str, shift: int = 0) -> str | None:
         """The path of the photograph that a row names so; None if there is none.
 
         By the path or the file's name; else by a stem equal to the id. A stem that is a number equals the id whatever its
         leading zeros (COCO's `000000000139.jpg` is 139); the last number of a stem counts if no stem is a bare number
         (`im00012.jpg` is 12).
 
+        Args:
+          image: what the row calls it.
+          shift: find the photograph whose number is larger by so much; None for a photograph that is found by its name.
+
         Raises:
           PosefixError: it could be two files.
         """
+        number = number_of(image)
+        if number is not None and (shift or self._offset):
+            return self._one(image, self._by_number.get(number + self._offset + shift, []))
+        if shift:
+            return None
         named = self._path(str(image))
         stem = PurePosixPath(str(image)).name
         alike = named or _ending_alike(str(image), self._by_stem.get(stem, ()), stems=True)
-        number = stem.isdecimal() and len(stem) < 20 and stem == str(image)
-        return self._one(image, alike or (self._by_number.get(int(stem), []) if number else []))
+        return self._one(image, alike or ([] if number is None else self._by_number.get(number, [])))
 
     def find_name(self, image: int | str, name: str) -> str | None:
         """The path of a file name that annotations give for an id. Raises PosefixError: it could be two files."""
@@ -104,6 +119,12 @@ class PhotographNames:
         return shallow[0] if shallow else None
 
 
+def number_of(image: int | str) -> int | None:
+    """The number that a photograph is called by; None if it is called by a name."""
+    text = str(image)
+    return int(text) if text.isdecimal() and len(text) < 20 else None
+
+
 class Images:
     """The photographs of a place, found by what rows call them, read from several threads.
 
@@ -114,43 +135,67 @@ class Images:
         index as image id), a local path or any URL that fsspec opens.
       names: file names by image id, as an annotation file gives them; ids that it lacks are matched as
         `PhotographNames.find` does.
+      first_frame: the number by which rows call the photograph with the lowest number, or the first frame of the video;
+        None: the numbers of photographs are as they are, and frames are counted from 0.
 
     Raises:
       PosefixError: there is no such place.
     """
 
-    def __init__(self, place: str | Path, names: Mapping | None = None):
-        self.place, self._names = str(place), names
+    def __init__(self, place: str | Path, names: Mapping | None = None, *, first_frame: int | None = None):
+        self.place, self._names, self._first = str(place), names, first_frame or 0
         self._video = _Video(self.place) if self.place.lower().endswith(VIDEOS) else None
         self._read: dict[str, Callable[[], bytes]] = {} if self._video else dict(_listed(self.place))
-        self._paths = PhotographNames(self._read, self.place)
+        self._paths = PhotographNames(self._read, self.place, first_frame)
 
-    def find(self, image: int | str) -> str | int | None:
+    @property
+    def numbers(self) -> tuple[int, int] | None:
+        """The lowest and the highest number among the photographs; None if none has any."""
+        return (0, self._video.frames - 1) if self._video is not None else self._paths.numbers
+
+    def by_number(self, image: int | str) -> bool:
+        """Whether a photograph is looked for by a number, not by a file name."""
+        if self._video is not None:
+            return bool(re.search(r"\d", str(image)))
+        return not (self._names is not None and image in self._names) and number_of(image) is not None
+
+    def find(self, image: int | str, shift: int = 0) -> str | int | None:
         """What `read` takes for the photograph that a row names so; None if it is not here.
 
         By the name that `names` gives, else as `PhotographNames.find`; in a video, by the last number.
+
+        Args:
+          image: what the row calls it.
+          shift: find the photograph so many after it, where it is found `by_number`; else None.
 
         Raises:
           PosefixError: it could be two files.
         """
         if self._video is not None:
             digits = re.findall(r"\d+", str(image))
-            frame = int(digits[-1]) if digits and len(digits[-1]) < 20 else None
-            return frame if frame is not None and frame < self._video.frames else None
+            frame = int(digits[-1]) - self._first + shift if digits and len(digits[-1]) < 20 else -1
+            return frame if 0 <= frame < self._video.frames else None
         if self._names is not None and image in self._names:
-            return self._paths.find_name(image, self._names[image])
-        return self._paths.find(image)
+            return None if shift else self._paths.find_name(image, self._names[image])
+        return self._paths.find(image, shift)
 
-    def find_all(self, images: Iterable[int | str]) -> dict:
+    def is_rotated(self, path: str | int) -> bool:
+        """Whether EXIF says that the photograph which `find` gave is to be turned or mirrored. False if it cannot be read."""
+        try:
+            return self._video is None and is_rotated(self._bytes(str(path)))
+        except UnreadableImage:
+            return False
+
+    def find_all(self, ids: Iterable[int | str]) -> dict:
         """`find` of each, for those that are here.
 
         Raises:
           PosefixError: not one of them is.
         """
-        ids = list(dict.fromkeys(images))
-        found = {image: path for image in ids if (path := self.find(image)) is not None}
-        if ids and not found:
-            raise self.none_of(ids[0])
+        wanted = list(dict.fromkeys(ids))
+        found = {image: path for image in wanted if (path := self.find(image)) is not None}
+        if wanted and not found:
+            raise self.none_of(wanted[0])
         return found
 
     def none_of(self, example: int | str) -> PosefixError:
@@ -168,15 +213,17 @@ class Images:
         """[H, W, 3] uint8 RGB of what `find` gave. Raises UnreadableImage."""
         if self._video is not None:
             return self._video.read(int(path))
+        return decode_image(self._bytes(str(path)), exif=exif)
+
+    def _bytes(self, path: str) -> bytes:
         try:
-            data = self._read[str(path)]()
+            return self._read[path]()
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UnreadableImage(f"{getattr(error, 'strerror', None) or error}") from error
-        return decode_image(data, exif=exif)
 
-    def read_named(self, image: int | str, *, exif: bool = False) -> np.ndarray:
+    def read_named(self, image: int | str, *, exif: bool = False, shift: int = 0) -> np.ndarray:
         """`read` of what `find` finds. Raises UnreadableImage where it finds nothing, too."""
-        path = self.find(image)
+        path = self.find(image, shift)
         if path is None:
             raise UnreadableImage("no such photograph")
         return self.read(path, exif=exif)

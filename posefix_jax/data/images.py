@@ -43,6 +43,18 @@ def decode_image(data: bytes, *, exif: bool = False) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def is_rotated(data: bytes) -> bool:
+    """Whether a photograph's EXIF orientation turns or mirrors it, by what OpenCV makes of it. False for no photograph."""
+    if not any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):
+        return False
+    small, array = cv2.IMREAD_REDUCED_GRAYSCALE_8, np.frombuffer(data, np.uint8)
+    try:
+        turned, raw = (cv2.imdecode(array, small | flag) for flag in (0, cv2.IMREAD_IGNORE_ORIENTATION))
+    except (cv2.error, MemoryError):
+        return False
+    return turned is not None and raw is not None and not np.array_equal(turned, raw)
+
+
 def decode_jpeg(data: bytes) -> np.ndarray:
     """Decodes a record's patch to [H, W, 3] uint8 RGB. Raises UnreadableImage."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

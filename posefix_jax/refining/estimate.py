@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from posefix_jax.data.formats import PoseFile
 from posefix_jax.data.formats.coco import CocoBoxes
@@ -37,6 +38,12 @@ class EstimateOptions:
     """also run the mirrored crop and average"""
     category: int = 1
     """boxes of other categories are left out"""
+    exif: Literal["auto", "apply", "ignore"] = "auto"
+    """whether the detector turned photographs as their EXIF orientation says; auto: ignore, since boxes do not tell"""
+    first_frame: int | None = None
+    """the number by which the file calls the photograph with the lowest number, or a video's first frame"""
+    allow_missing: bool = False
+    """end with exit code 0 even if most rows could not be estimated"""
     batch_size: int = 32
     """crops per step"""
     threads: int = 4
@@ -84,6 +91,8 @@ def estimate(options: EstimateOptions) -> dict:
         boxes=True,
         rescore=True,
         category=options.category,
+        exif=options.exif,
+        first_frame=options.first_frame,
         batch_size=options.batch_size,
         threads=options.threads,
     )

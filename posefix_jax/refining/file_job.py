@@ -56,6 +56,7 @@ class FileJob:
       to: the format to write; None: each file's own, edited in place.
       images: the place of the photographs, see `Images`; None where they are not needed.
       rows_per_part: a part ends with the photograph of this row.
+      first_frame: as for `Images`.
 
     Raises:
       PosefixError: no such format or place, or something else is where the output goes.
@@ -69,9 +70,10 @@ class FileJob:
         to: str | None = None,
         images: str | None = None,
         rows_per_part: int,
+        first_frame: int | None = None,
     ):
         self.source, self.out, self.rows_per_part = source, out, rows_per_part
-        self.images = None if images is None else Images(images, source.names)
+        self.images = None if images is None else Images(images, source.names, first_frame=first_frame)
         self.writer = PoseWriter(source, out, to=to, images=self.images)
         if not outputs_of(out)["parts"].exists():  # else the job may be resumed
             check_output(out, single=self.writer.single)

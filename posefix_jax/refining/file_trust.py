@@ -3,9 +3,7 @@
 import heapq
 import sys
 import zlib
-from collections.abc import Callable
-from operator import itemgetter
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,14 +13,14 @@ from posefix_jax.core.trust import from_errors, uniform
 from posefix_jax.data.formats.base import ImageId, Pose
 from posefix_jax.data.pose_files import PoseFiles
 from posefix_jax.refining.engine import Group
+from posefix_jax.refining.file_fit import Reading, check_fit, decide_exif
+from posefix_jax.refining.file_photographs import FilePhotographs
+from posefix_jax.refining.refine_options import RefineOptions
 from posefix_jax.refining.refiner import Measured, Refiner
 from posefix_jax.report.progress import Progress
-from posefix_jax.types import PosefixError
 
 LEAST, MOST = 64, 256
 """The trust of a file is measured on a quarter of its poses, but on at least and at most so many."""
-POOR_FIT, FEW = 0.55, 8
-"""Poses with a smaller `Measured.fit` are not on these photographs; not said of fewer poses than `FEW`."""
 
 
 class FileTrust:
@@ -32,59 +30,57 @@ class FileTrust:
       refiner: what refines them; a trust of its own counts as said.
       source: the file.
       joint_map: from its joints to the refiner's.
-      given, errors: `--trust` and `--input-errors`.
+      photographs: of its rows.
+      options: of the job.
 
     Attributes:
       told: the trust that is said; None if the poses are to tell it.
 
     Raises:
-      PosefixError: no error model at `errors`.
+      PosefixError: no error model at `options.input_errors`.
     """
 
     def __init__(
-        self, refiner: Refiner, source: PoseFiles, joint_map: JointMap, *, given: float | None, errors: Path | None
+        self,
+        refiner: Refiner,
+        source: PoseFiles,
+        joint_map: JointMap,
+        photographs: FilePhotographs,
+        options: RefineOptions,
     ):
-        self.refiner, self.source, self.joint_map = refiner, source, joint_map
+        self.refiner, self.source, self.joint_map, self.photographs = refiner, source, joint_map, photographs
+        self.options = options
         self.told, self._source_of_told = refiner.trust, "the refiner"
-        if errors is not None:
-            self.told, self._source_of_told = from_errors(read_error_model(errors), refiner.spec.skeleton), str(errors)
-        elif given is not None:
-            self.told, self._source_of_told = uniform(given, refiner.spec.skeleton.num_joints), "--trust"
+        if options.input_errors is not None:
+            errors = read_error_model(options.input_errors)
+            self.told, self._source_of_told = from_errors(errors, refiner.spec.skeleton), str(options.input_errors)
+        elif options.trust is not None:
+            self.told, self._source_of_told = uniform(options.trust, refiner.spec.skeleton.num_joints), "--trust"
         self._sample: list[tuple[int, int, Pose]] = []
+        self._rows = 0
 
     def consider(self, row: int, pose: Pose) -> None:
         """Offers a row with a usable joint. The same rows are kept in every process, spread over the file."""
         # A heap, first the row to leave next.
         entry = (-zlib.crc32(row.to_bytes(8, "big")), row, pose)
         (heapq.heappush if len(self._sample) < MOST else heapq.heappushpop)(self._sample, entry)
+        self._rows += 1
 
-    def decide(
-        self,
-        earlier: dict | None,
-        read: Callable[[ImageId], np.ndarray],
-        *,
-        rows: int,
-        threads: int,
-        min_score: float,
-        strict: bool,
-    ) -> dict:
-        """The trust, as an entry of the job's report: its value and where it comes from. Prints it.
+    def decide(self, earlier: dict | None) -> dict:
+        """The trust, and whether EXIF is applied, as entries of the job's report. Prints them.
 
         Args:
           earlier: the report's entries if another process of the job has decided already.
-          read: gives a photograph.
-          rows: of the file.
-          threads, min_score: as for refinement.
-          strict: poses that do not fit the photographs are an error, not a warning.
 
         Raises:
-          PosefixError: `strict`, and they do not fit.
+          PosefixError: the poses do not fit the photographs (`file_fit.check_fit`).
         """
-        if earlier is not None and "trust" in earlier:
-            return earlier["trust"]
-        chosen = heapq.nlargest(min(MOST, max(LEAST, rows // 4)), self._sample)
-        poses = [pose for _, _, pose in sorted(chosen, key=itemgetter(1))]
-        measured = self._measure(poses, read, threads, min_score) if poses else None
+        if earlier is not None and "trust" in earlier and "exif" in earlier:
+            return {key: earlier[key] for key in ("trust", "exif")}
+        in_order = [pose for _, _, pose in heapq.nlargest(MOST, self._sample)]
+        exif = decide_exif(in_order, self.photographs, self._measure, self.options, self.source.path)
+        chosen = in_order[: max(LEAST, self._rows // 4)]
+        measured = self._measure(chosen, Reading(exif=exif["applied"])) if chosen else None
         entry: dict
         if self.told is not None:
             weight = np.asarray(self.told.weight)[np.asarray(self.refiner.spec.trained_joints)]
@@ -95,41 +91,45 @@ class FileTrust:
             entry = {"value": self.refiner.spec.decode.trust, "from": "the refiner's default"}
         if measured is not None:
             entry |= {"poses_measured": measured.people, "fit": measured.fit}
-            if measured.fit < POOR_FIT and measured.people >= FEW:
-                warning = f"{self.source.path}: {_poor_fit(measured)}"
-                if strict:
-                    raise PosefixError(f"{warning} (--strict)")
-                print(f"posefix: {warning}", file=sys.stderr, flush=True)
-        if poses:
+            check_fit(
+                in_order,
+                self.photographs,
+                measured,
+                self._measure,
+                self.options,
+                skeleton=self.refiner.spec.skeleton,
+                exif=exif["applied"],
+                source=self.source.path,
+            )
+        if chosen:
             print(_line(entry), file=sys.stderr, flush=True)
-        return entry
+        return {"trust": entry, "exif": exif}
 
-    def _measure(
-        self, poses: list[Pose], read: Callable[[ImageId], np.ndarray], threads: int, min_score: float
-    ) -> Measured | None:
+    def _measure(self, poses: Sequence[Pose], reading: Reading) -> Measured | None:
+        """How poses fit their photographs, read so; None if the refiner cannot tell, or no photograph can be read."""
         if not self.refiner.spec.decode.trust_weights:
             return None
         by_image: dict[ImageId, list[np.ndarray]] = {}
-        for pose in poses:
-            by_image.setdefault(pose.image, []).append(self.joint_map.to_refiner(pose.joints))
+        rows = {id(pose): row for _, row, pose in self._sample}
+        for pose in sorted(poses, key=lambda pose: rows[id(pose)]):  # in the file's order: a video is read forward
+            joints = self.joint_map.to_refiner(pose.joints)
+            joints = joints if reading.joints is None else joints[reading.joints]
+            by_image.setdefault(pose.image, []).append(joints)
         fraction = self.source.format.fraction
         groups = [Group(image, np.stack(some), fraction) for image, some in by_image.items()]
+
+        def read(image: ImageId) -> np.ndarray:
+            pixels = self.photographs.images.read_named(image, exif=reading.exif, shift=reading.shift)
+            return np.ascontiguousarray(pixels[:, ::-1]) if reading.mirror else pixels
+
         with Progress("trust", len(poses), unit="poses") as progress:
             return self.refiner.measure(
                 groups,
                 read,
-                threads=threads,
-                min_score=min_score,
+                threads=self.options.threads,
+                min_score=self.options.min_score,
                 on_done=lambda count: progress.update(progress.done + count),
             )
-
-
-def _poor_fit(measured: Measured) -> str:
-    return (
-        f"most poses do not fit their photographs (fit {measured.fit:.2f} of {measured.people} poses, expected 0.7 or more): "
-        "check that names or ids match the photographs, frames are counted from the right one, joints are in the right "
-        "order, coordinates are pixels of these photographs, and whether the estimator rotated them by EXIF (--exif)"
-    )
 
 
 def _line(entry: dict) -> str:

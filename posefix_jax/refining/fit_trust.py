@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
 from posefix_jax.refining.refine_files import RefineOptions, refine_rows
@@ -29,8 +30,8 @@ class FitTrustOptions:
     """a training run or checkpoint; the packaged refiner by default"""
     skeleton: str | None = None
     """the file's joints, a name or a JSON file, if neither the file nor the number of joints says what they are"""
-    exif: bool = False
-    """rotate photographs as their EXIF orientation says; COCO's poses ignore it"""
+    exif: Literal["auto", "apply", "ignore"] = "auto"
+    """whether the estimator turned photographs as their EXIF orientation says; auto: as the poses fit"""
     min_score: float = 0.0
     """joints with a score up to this count as missing"""
     samples: int = 1000

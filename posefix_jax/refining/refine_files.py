@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from posefix_jax.core import geometry
 from posefix_jax.core.skeleton import JointMap
 from posefix_jax.core.trust import Trust, uniform
 from posefix_jax.data.formats.base import ImageId, Pose
-from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles
 from posefix_jax.data.pose_writer import Part
 from posefix_jax.evaluation.oks import oks_nms
@@ -24,93 +22,14 @@ from posefix_jax.files import claim
 from posefix_jax.refining.change_pictures import largest_changes, write_pictures
 from posefix_jax.refining.engine import Group, Refined, Results
 from posefix_jax.refining.file_job import FileJob, open_files
+from posefix_jax.refining.file_photographs import MISSING, FilePhotographs
 from posefix_jax.refining.file_trust import FileTrust
+from posefix_jax.refining.refine_options import RefineOptions
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import MADE_BY, Parts, merge, outputs_of
 from posefix_jax.report.progress import Progress
 from posefix_jax.runtime.devices import keep_compiled
 from posefix_jax.types import PosefixError
-
-
-@dataclass(frozen=True)
-class RefineOptions:
-    """Refines the poses in files of any estimator; docs/formats.md lists the formats."""
-
-    detections: tuple[str, ...]
-    """files of poses, folders or patterns of them, or URLs; the format is detected"""
-    images: str
-    """the photographs: a folder, a .zip, .tar shards, a video, or a URL"""
-    out: Path
-    """file to write, or folder if there are several input files: same rows, same order, other keys untouched; OUT.report.json
-    is written beside it"""
-    to: str | None = None
-    """write another format: coco, coco-annotations, mmpose, openpose, posetrack17, mediapipe, yolo, parquet"""
-    checkpoint: Path | None = None
-    """a training run or checkpoint; the packaged refiner by default"""
-    annotations: Path | None = None
-    """COCO file whose images give the file name of each image_id; by default file names are matched with the id"""
-    skeleton: str | None = None
-    """the file's joints, a name or a JSON file, if neither the file nor the number of joints says what they are"""
-    flip: bool = True
-    """also refine the mirrored crop and average"""
-    iterations: int = 1
-    """how many times to refine, each time from the pose before"""
-    trust: float | None = None
-    """trust in the input poses, from 0 (go where the picture says) to 1 (stay near the input); by default told by how the
-    poses agree with the photographs"""
-    input_errors: Path | None = None
-    """the errors of the estimator, as `posefix analyze fit` wrote them: joints are trusted accordingly"""
-    boxes: bool = False
-    """estimate the pose of a row that has a bbox but no usable joint, from the photograph alone (for refiners trained with
-    inputs.withhold_pose)"""
-    missing: Literal["fill", "keep"] = "fill"
-    """joints that the estimator left out: fill them in, or keep them as they are"""
-    min_score: float = 0.0
-    """joints with a score up to this count as missing"""
-    rescore: bool = False
-    """multiply the score of a refined row by its expected OKS, which ranks good poses first; a row without a joint scores
-    0"""
-    oks_nms: float = 0.0
-    """leave out refined rows whose OKS with a better-scored row of their photograph is above this (released code: 0.9); 0
-    keeps every row"""
-    category: int = 1
-    """rows of other categories pass through unchanged"""
-    exif: bool = False
-    """rotate photographs as their EXIF orientation says; COCO's poses ignore it"""
-    strict: bool = False
-    """a row that cannot be refined is an error instead of passing through, and so are poses that do not fit the photographs"""
-    batch_size: int = 32
-    """crops per step"""
-    threads: int = 4
-    """decoding threads"""
-    pictures: int = 0
-    """draw this many rows before and after, those that changed most, into OUT.pictures/"""
-    shard: str = "0/1"
-    """do only every n-th part of the job, starting at the i-th (i/n); when all n are done, run posefix merge OUT"""
-    part_rows: int = 1024
-    """rows per part; an interruption loses at most the work on one part"""
-
-    def __post_init__(self):
-        if min(self.batch_size, self.threads, self.iterations, self.part_rows) < 1 or self.pictures < 0:
-            raise PosefixError(
-                "--batch-size, --threads, --iterations and --part-rows must be positive and --pictures not negative, "
-                f"found {self.batch_size}, {self.threads}, {self.iterations}, {self.part_rows}, {self.pictures}"
-            )
-        if self.trust is not None and self.input_errors is not None:
-            raise PosefixError("--trust and --input-errors both say how far to trust the poses: give one of them")
-        if self.trust is not None and not 0 <= self.trust <= 1:
-            raise PosefixError(f"--trust must lie in 0..1, found {self.trust}")
-        if not 0 <= self.oks_nms <= 1:
-            raise PosefixError(f"--oks-nms must lie in 0..1, found {self.oks_nms}")
-        _ = self.shard_of  # raises if it has another form
-
-    @property
-    def shard_of(self) -> tuple[int, int]:
-        """(i, n) of `shard`. Raises PosefixError if it is not of that form."""
-        first, _, count = self.shard.partition("/")
-        if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
-            raise PosefixError(f"--shard must be i/n with 0 <= i < n, found {self.shard!r}")
-        return int(first), int(count)
 
 
 def refine(options: RefineOptions) -> dict:
@@ -147,7 +66,14 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
 
 def refine_source(refiner: Refiner, source: PoseFiles, options: RefineOptions) -> dict:
     """As `refine`, with a refiner and open files at hand."""
-    job = FileJob(source, options.out, to=options.to, images=options.images, rows_per_part=options.part_rows)
+    job = FileJob(
+        source,
+        options.out,
+        to=options.to,
+        images=options.images,
+        rows_per_part=options.part_rows,
+        first_frame=options.first_frame,
+    )
     return _RefineJob(refiner, options, job).run()
 
 
@@ -174,9 +100,10 @@ class _RefineJob:
             )
         assert job.images is not None  # --images has no default
         self.images = job.images
-        self.places = _Places(self.images)
-        self.trust = FileTrust(refiner, job.source, self.joint_map, given=options.trust, errors=options.input_errors)
-        self._checked = self._found = 0
+        self.photographs = FilePhotographs(self.images, job.source.path, first_frame=options.first_frame is not None)
+        self.trust = FileTrust(refiner, job.source, self.joint_map, self.photographs, options)
+        self.exif = False
+        self._largest = 0.0
         self._seen: set[int] = set()
 
     def run(self) -> dict:
@@ -184,6 +111,7 @@ class _RefineJob:
         index, shards = options.shard_of
         store, rows = job.start(settings=self._settings(), check=self._check, checked=self._checked_all, shards=shards)
         trust = self.trust.told or uniform(store.report["trust"]["value"], self.refiner.spec.skeleton.num_joints)
+        self.exif = store.report["exif"]["applied"]
         pictures = outputs_of(options.out)["pictures"]
         if options.pictures:
             claim(pictures, MADE_BY, store.job, replace=True)
@@ -193,7 +121,7 @@ class _RefineJob:
             mine = self._refine_parts(store, index, shards, trust, progress)
         if options.pictures:
             changes = [c for part in range(index, store.count, shards) for c in store.header(part).get("changes", ())]
-            read = functools.partial(self.images.read_named, exif=options.exif)
+            read = functools.partial(self.images.read_named, exif=self.exif)
             write_pictures(
                 changes, options.pictures, pictures, read, self.refiner.spec.skeleton, fraction=source.format.fraction
             )
@@ -209,32 +137,26 @@ class _RefineJob:
         return {"refiner": self.refiner.identity, "batch": self.refiner.batch_size, **fields, "trust": told}
 
     def _checked_all(self, earlier: dict | None) -> dict:
-        """After all rows are checked: how far the poses are trusted, as an entry of the report."""
-        if self._checked and not self._found:
-            raise self.images.none_of(self._example)
-        read = functools.partial(self.places.pixels, exif=self.options.exif)
-        options = self.options
-        entry = self.trust.decide(
-            earlier,
-            read,
-            rows=self._checked,
-            threads=options.threads,
-            min_score=options.min_score,
-            strict=options.strict,
-        )
-        return {"trust": entry}
+        """After all rows are checked: how photographs were found and how far the poses are trusted, for the report."""
+        self.photographs.check()
+        if 0 < self._largest < 2 and not self.source.format.fraction:
+            raise PosefixError(
+                f"{self.source.path}: all coordinates lie within {self._largest:.3g} of 0, like fractions of the "
+                f"photograph's width and height; {self.source.format.name} files have pixels: multiply x by the width and y "
+                "by the height"
+            )
+        print(self.photographs.summary(), file=sys.stderr, flush=True)
+        return {"photographs": dict(self.photographs.found)} | self.trust.decide(earlier)
 
     def _check(self, part: Part) -> None:
         """Whatever can be known without decoding is known before hours are spent."""
         for row, pose in enumerate(part.poses):
             reason = self._why_not(pose)
-            if not self._checked:
-                self._example = pose.image
-            self._checked += 1
-            self._found += reason != PHOTOGRAPH_MISSING
+            self.photographs.count(pose.image)
             if reason is not None:
                 self._skip(part, row, reason)
-            elif (pose.joints[:, 2] > self.options.min_score).any():
+            elif (present := pose.joints[:, 2] > self.options.min_score).any():
+                self._largest = max(self._largest, float(np.abs(pose.joints[present, :2]).max()))
                 self.trust.consider(part.first_row + row, pose)
         if self.options.oks_nms:
             # Only an integer per photograph is remembered.
@@ -252,7 +174,7 @@ class _RefineJob:
             return f"category {pose.category}, not {self.options.category}"
         if not np.isfinite(pose.joints).all():
             return "a value is not finite"
-        return None if self.places.find(pose.image) is not None else PHOTOGRAPH_MISSING
+        return None if self.photographs.find(pose.image) is not None else f"photograph {MISSING}"
 
     def _skip(self, part: Part, row: int, reason: str) -> None:
         if self.options.strict:
@@ -267,7 +189,7 @@ class _RefineJob:
         options = self.options
         waiting: deque[tuple[Part, list[int]]] = deque()
         done = rows = 0
-        begun, read_before = time.monotonic(), self.places.read
+        begun, read_before = time.monotonic(), self.photographs.read
 
         def work() -> Iterator[list[Group]]:
             nonlocal done
@@ -288,13 +210,13 @@ class _RefineJob:
             bound = max(waits, key=lambda what: waits[what])
             share = waits[bound] / (sum(waits.values()) or 1.0)
             name = {"decode": "decoding", "device": "the network"}[bound]
-            pace = (self.places.read - read_before) / max(time.monotonic() - begun, 1e-6)
+            pace = (self.photographs.read - read_before) / max(time.monotonic() - begun, 1e-6)
             progress.note = f"{pace:.1f} photographs/s, {share:.0%} of wait time: {name}"
             progress.update(done)
 
         run = self.refiner.engine.run(
             work(),
-            functools.partial(self.places.pixels, exif=options.exif),
+            functools.partial(self.photographs.pixels, exif=self.exif),
             trust=trust,
             threads=options.threads,
             min_score=options.min_score,
@@ -382,35 +304,14 @@ class _RefineJob:
         return [row for place, row in enumerate(rows) if place not in kept]
 
 
-class _Places:
-    """Where photographs are; the last ones are remembered, and those read are counted."""
-
-    def __init__(self, images: Images):
-        self._images, self.read = images, 0
-        self._places: dict[ImageId, str | int | None] = {}
-
-    def find(self, image: ImageId) -> str | int | None:
-        if image not in self._places:
-            if len(self._places) > 1 << 16:
-                self._places.clear()
-            self._places[image] = self._images.find(image)
-        return self._places[image]
-
-    def pixels(self, image: ImageId, *, exif: bool) -> np.ndarray:
-        """Called from several threads. Raises UnreadableImage."""
-        self.read += 1
-        return self._images.read_named(image, exif=exif)
-
-
-PHOTOGRAPH_MISSING = "photograph missing"
-
-
 @dataclass(frozen=True)
 class MergeOptions:
     """Combines the parts that all shards of `posefix refine --shard` wrote, and checks that none is missing."""
 
     out: Path
     """the --out of those runs"""
+    allow_missing: bool = False
+    """end with exit code 0 even if most rows could not be refined"""
 
 
 def merge_shards(options: MergeOptions) -> dict:
@@ -429,4 +330,17 @@ def summary_of(report: dict, out: Path) -> str:
     lines = [f"{report['refined']} of {report['rows']} poses refined ({report['format']}), {moved}: {out}"]
     for reason, count in report["reasons"].items():
         lines.append(f"{count} {'left out by' if reason == 'OKS-NMS' else 'passed through unchanged:'} {reason}")
+    if mostly_skipped(report):
+        lines.append("most poses could not be refined (exit code 3; --allow-missing if that is expected)")
     return "\n".join(lines)
+
+
+def mostly_skipped(report: dict) -> bool:
+    """Whether more than half of the rows of the category passed through unrefined."""
+    skipped = sum(count for reason, count in report.get("reasons", {}).items() if not _is_meant(reason))
+    return skipped > report.get("refined", 0)
+
+
+def _is_meant(reason: str) -> bool:
+    """Whether a row with this reason was to be left alone."""
+    return reason == "OKS-NMS" or reason.startswith("category ")

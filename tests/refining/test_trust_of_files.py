@@ -58,7 +58,7 @@ def test_poses_on_other_photographs_are_said_or_refused(tiny_spec, job, capsys):
         refine_rows(refiner, replace(job, strict=True))
     assert sorted(path.name for path in job.out.parent.glob("r.json*")) == []
     refine_rows(refiner, job)
-    assert "frames are counted from the right one" in capsys.readouterr().err
+    assert "check that names or ids match the photographs" in capsys.readouterr().err
     assert trust_in(job.out)["value"] < 0.2
     # Also if the trust is said.
     refine_rows(refiner, replace(job, trust=1.0))
