@@ -204,7 +204,8 @@ def help_text() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Runs the command; returns the exit code: 0, 2 for a user's mistake, 3 when most rows were skipped, 130 when
+    interrupted."""
     own_process = arguments is None
     arguments = sys.argv[1:] if own_process else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):

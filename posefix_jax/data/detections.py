@@ -41,7 +41,7 @@ def read_detections(
     Raises:
       PosefixError: not such a file, nobody in it, a pose of another photograph or without a score; says which.
     """
-    source = PoseFiles.open(find_files([str(place)], Path()), skeleton=None, preferred=skeleton)
+    source = PoseFiles.open(find_files([str(place)], Path()), skeleton=None, preferred=skeleton, certain=True)
     if source.skeleton.joints != skeleton.joints:
         if (joints_in(skeleton.joints, source.skeleton.joints) < 0).all():
             raise PosefixError(

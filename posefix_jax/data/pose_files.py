@@ -121,10 +121,12 @@ class PoseFiles:
         skeleton: Skeleton | None,
         preferred: Skeleton,
         annotations: Path | None = None,
+        certain: bool = False,
     ) -> "PoseFiles":
         """Opens files that `find_files` found, each a path or URL and its name in the output.
 
-        `skeleton` and `preferred` are those of `open_pose_file`. Raises PosefixError also where a file is not one of poses.
+        `skeleton` and `preferred` are those of `open_pose_file`. `certain`: files with as many joints as `preferred` have
+        its joints, however another set would fit. Raises PosefixError also where a file is not one of poses.
         """
         opened: list[PoseFile] = []
         people: list[np.ndarray] = []
@@ -134,7 +136,7 @@ class PoseFiles:
             opened.append(file)
             # Files of other numbers of joints are refused below.
             people += [joints for joints in some if len(people) < _PEOPLE and len(joints) == len((people or some)[0])]
-        if people:
+        if people and not (certain and len(people[0]) == preferred.num_joints):
             likely = _likely_skeleton(opened[0].path, preferred, people)
             opened = [f if f.skeleton.num_joints != likely.num_joints else replace(f, skeleton=likely) for f in opened]
         return cls(opened, annotations)
