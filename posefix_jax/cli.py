@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from posefix_jax.types import PosefixError, nearest_names
+from posefix_jax.types import PosefixError, nearest_names, set_quiet
 
 
 class Job:
@@ -18,8 +18,10 @@ class Job:
       run: the function that runs it, as "module:function"; it takes the options.
       options: its dataclass of options, as "module:class".
       positional: the option that an argument without a name is.
+      example: arguments of a typical call, for its --help.
       network: whether it runs a network on this machine.
-      show: what its result and options give: lines to print, or an exit code.
+      show: the lines to print, of its result and options.
+      code: the exit code, of its result and options.
       parse: turns the remaining arguments into options, if a dataclass alone does not.
     """
 
@@ -30,12 +32,14 @@ class Job:
         run: str,
         options: str = "",
         positional: str = "",
+        example: str = "",
         network: bool = False,
         show: Callable = lambda result, options: result,
+        code: Callable = lambda result, options: 0,
         parse: Callable | None = None,
     ):
-        self.summary, self.run, self.options, self.positional = summary, run, options, positional
-        self.network, self.show, self.parse = network, show, parse
+        self.summary, self.run, self.options, self.positional, self.example = summary, run, options, positional, example
+        self.network, self.show, self.code, self.parse = network, show, code, parse
 
 
 def _load(place: str):
@@ -43,11 +47,13 @@ def _load(place: str):
     return getattr(import_module(f"posefix_jax.{module}"), name)
 
 
-def _parse(options, rest: list[str], job: str, positional: str = "", **more):
+def _parse(options, rest: list[str], job: str, positional: str = "", example: str = "", **more):
     import tyro
 
     if positional and rest and not rest[0].startswith("-"):
         rest = [f"--{positional}", *rest]
+    if example:
+        more["description"] = f"{options.__doc__}\n\nExample: posefix {job} {example}\n\n{COMMON}"
     return tyro.cli(options, args=rest, prog=f"posefix {job}", **more)
 
 
@@ -55,7 +61,7 @@ def _train(rest: list[str]) -> object:
     config, load_preset = (_load(f"training.config:{name}") for name in ("Config", "load_preset"))
     if not rest or rest[0].startswith("-"):
         if rest and rest[0] in ("-h", "--help"):
-            _parse(config, rest, "train CONFIG.py", default=config())
+            _parse(config, rest, "train", example=JOBS["train"].example, default=config())
         raise PosefixError("train needs a config file first: posefix train configs/NAME.py [--field value ...]")
     return _parse(config, rest[1:], f"train {rest[0]}", default=load_preset(rest[0]))
 
@@ -63,8 +69,9 @@ def _train(rest: list[str]) -> object:
 def _import(rest: list[str]) -> object:
     sources = _load("weights.import_weights:SOURCES")
     usage = f"posefix import {'|'.join(sources)} FILE --out ... (--help after a source lists its options)"
+    example = f"Example: posefix import {JOBS['import'].example}"
     if rest and rest[0] in ("-h", "--help"):
-        print(usage)
+        print(f"{usage}\n{example}")
         raise SystemExit(0)
     if not rest or rest[0] not in sources:
         known = f"unknown source {rest[0]!r}: {nearest_names(rest[0], sources)}; " if rest else ""
@@ -72,32 +79,80 @@ def _import(rest: list[str]) -> object:
     return _parse(sources[rest[0]], rest[1:], f"import {rest[0]}", "weights")
 
 
-def _summary(result: dict, options) -> int:
-    summary_of, mostly_skipped = (_load(f"refining.refine_files:{f}") for f in ("summary_of", "mostly_skipped"))
-    print(summary_of(result, options.out))
-    return 3 if mostly_skipped(result) and not options.allow_missing else 0
+def _completion(rest: list[str]) -> object:
+    if rest and rest[0] in ("-h", "--help"):
+        print(f"usage: posefix completion {'|'.join(SHELLS)}\n{completion.__doc__}\n\n{COMMON}")
+        raise SystemExit(0)
+    if len(rest) != 1 or rest[0] not in SHELLS:
+        raise PosefixError(f"usage: posefix completion {'|'.join(SHELLS)}")
+    return rest[0]
 
+
+def completion(shell: str) -> str:
+    """The script by which a shell completes jobs, options and files: `eval "$(posefix completion bash)"`."""
+    import contextlib
+    import io
+    from typing import Annotated, Union
+
+    import tyro
+
+    options = {name: _load(job.options) for name, job in JOBS.items() if job.options and " " not in name}
+    options["train"] = _load("training.config:Config")
+    named = tuple(Annotated[of, tyro.conf.subcommand(name)] for name, of in options.items())
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.cli(Union[named], args=["--tyro-print-completion", shell], prog="posefix")  # type: ignore[call-overload] # noqa: UP007
+    # tyro 1.0 offers the further lines of a description as words; a script completes files where no option is due.
+    lines = [
+        line.replace("\\n", " ") if "COMPLETION_SPEC = " in line else line for line in script.getvalue().split("\n")
+    ]
+    return "\n".join(lines).replace("complete -F", "complete -o default -F")
+
+
+def _summary(result: dict, options) -> str:
+    return _load("refining.refine_files:summary_of")(result, options.out)
+
+
+def _mostly_skipped(result: dict, options) -> int:
+    return 3 if _load("refining.refine_files:mostly_skipped")(result) and not options.allow_missing else 0
+
+
+SHELLS = ("bash", "zsh")
+COMMON = "Every job also takes --quiet (no progress and notes, only warnings) and --json (the result as JSON)."
 
 JOBS = {
+    "inspect": Job(
+        "say what a file of poses is, and what refine would make of it",
+        run="refining.inspect_files:inspect_files",
+        example="d.json --images photographs/",
+        options="refining.inspect_files:InspectOptions",
+        positional="detections",
+        show=lambda report, _: _load("refining.inspect_files:text_of")(report),
+    ),
     "refine": Job(
         "improve the poses in files of any estimator",
         run="refining.refine_files:refine",
+        example="d.json --images photographs/ --out r.json",
         options="refining.refine_files:RefineOptions",
         positional="detections",
         network=True,
         show=_summary,
+        code=_mostly_skipped,
     ),
     "estimate": Job(
         "find poses in the boxes of people, without input poses",
         run="refining.estimate:estimate",
+        example="boxes.json --checkpoint runs/estimator_mnv2_96x64 --images photographs/ --out e.json",
         options="refining.estimate:EstimateOptions",
         positional="boxes",
         network=True,
         show=_summary,
+        code=_mostly_skipped,
     ),
     "fit-trust": Job(
         "find how far to trust an estimator's poses, from a labelled sample of them",
         run="refining.fit_trust:fit_trust",
+        example="d.json --images photographs/ --annotations gt.json",
         options="refining.fit_trust:FitTrustOptions",
         positional="detections",
         network=True,
@@ -106,13 +161,16 @@ JOBS = {
     "merge": Job(
         "combine the shards of a divided refine",
         run="refining.refine_files:merge_shards",
+        example="r.json",
         options="refining.refine_files:MergeOptions",
         positional="out",
         show=_summary,
+        code=_mostly_skipped,
     ),
     "convert": Job(
         "write files of poses in another format",
         run="refining.convert:convert",
+        example="d.json --to mmpose --out m.json",
         options="refining.convert:ConvertOptions",
         positional="detections",
         show=lambda report, options: f"{report['rows']} poses ({report['format']}): {options.out}",
@@ -120,6 +178,7 @@ JOBS = {
     "evaluate": Job(
         "score a file of poses, or two against each other",
         run="evaluation.evaluate:evaluate",
+        example="r.json --against d.json --annotations gt.json",
         options="evaluation.evaluate:EvaluateOptions",
         positional="results",
         show=lambda report, _: _load("evaluation.evaluate:table_of")(report),
@@ -127,6 +186,7 @@ JOBS = {
     "analyze": Job(
         "show which errors a file of poses has and what they cost; `analyze fit` writes them as an error model",
         run="evaluation.analyze:analyze",
+        example="r.json --against d.json --annotations gt.json --images photographs/ --out report/",
         options="evaluation.analyze:AnalyzeOptions",
         positional="results",
         show=lambda report, options: _load("evaluation.analyze:table_of")(report, options.out),
@@ -134,62 +194,81 @@ JOBS = {
     "analyze fit": Job(
         "measure an estimator's errors, and write them as an error model",
         run="evaluation.fit:fit",
+        example="d.json --annotations gt.json --out mine.json",
         options="evaluation.fit:FitOptions",
         positional="detections",
     ),
     "study": Job(
         "train a grid of configs and seeds, and compare them",
         run="training.study:study",
+        example="configs/studies/errors.py --out runs/study --seeds 0 1 2",
         options="training.study:StudyOptions",
         positional="study",
         network=True,
-        show=lambda complete, _: 0 if complete else 130,
+        show=lambda complete, _: "",
+        code=lambda complete, _: 0 if complete else 130,
     ),
     "synthesize": Job(
         "draw poses with synthetic errors and show them",
         run="training.synthesize:synthesize",
+        example="--data prepared/coco --errors mine.json --preview sheet.png",
         options="training.synthesize:SynthesizeOptions",
     ),
     "prepare": Job(
         "turn annotations and photographs into training shards",
         run="data.prepare:prepare",
+        example="--annotations person_keypoints_train2017.json --images train2017/ --out prepared/coco",
         options="data.prepare:PrepareOptions",
         show=lambda manifests, _: _load("data.prepare:summary_of")(manifests),
     ),
     "train": Job(
         "train a refiner from a config",
         run="training.train:train",
+        example="configs/posefix_r50_256x192.py --data.batch-size 64 --out runs/mine",
         network=True,
-        show=lambda result, _: 0 if result[1] else 130,
+        show=lambda result, _: "",
+        code=lambda result, _: 0 if result[1] else 130,
         parse=_train,
     ),
     "import": Job(
         "read the authors' weights, or ImageNet weights of a backbone",
         run="weights.import_weights:import_weights",
+        example="movenet movenet-thunder.json --out runs/movenet_thunder.npz",
         parse=_import,
     ),
     "export": Job(
         "write a refiner as a program that jax alone runs",
         run="refining.export:export",
+        example="--out refiner.stablehlo",
         options="refining.export:ExportOptions",
         network=True,
     ),
     "package": Job(
         "write a trained refiner as a small checkpoint of its own",
         run="training.package:package",
+        example="--checkpoint runs/mine --out my-refiner --tune prepared/coco-val",
         options="training.package:PackageOptions",
         network=True,
     ),
     "demo": Job(
         "refine a few people in sample photographs and show it",
         run="refining.demo:demo",
+        example="--out demo",
         options="refining.demo:DemoOptions",
         network=True,
+    ),
+    "completion": Job(
+        "print the script by which bash or zsh completes jobs and options",
+        run="cli:completion",
+        parse=_completion,
     ),
 }
 
 ALIASES = {"analyse": "analyze", "synthesise": "synthesize", "ship": "package"}
 """Other names of jobs."""
+
+FLAGS = {"--quiet", "--json"}
+"""What every job takes."""
 
 _RESUMABLE = ("refine", "estimate", "convert")
 
@@ -199,7 +278,7 @@ def help_text() -> str:
     listed = "\n".join(f"  {name:10s} {job.summary}" for name, job in JOBS.items() if " " not in name)
     return (
         "posefix: refine human poses (PoseFix, in JAX)\n\nusage: posefix JOB [options]\n\n"
-        f"{listed}\n\nposefix JOB --help lists the options of a job."
+        f"{listed}\n\nposefix JOB --help lists the options of a job. {COMMON}"
     )
 
 
@@ -216,7 +295,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    name, rest = ALIASES.get(arguments[0], arguments[0]), arguments[1:]
+    name, rest = ALIASES.get(arguments[0], arguments[0]), [word for word in arguments[1:] if word not in FLAGS]
+    flags = FLAGS.intersection(arguments[1:])
+    set_quiet("--quiet" in flags)
     if rest and f"{name} {rest[0]}" in JOBS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     try:
@@ -226,15 +307,20 @@ def main(arguments: list[str] | None = None) -> int:
         _set_up_libraries()
         if own_process and job.network:
             use_huge_pages()
-        options = job.parse(rest) if job.parse else _parse(_load(job.options), rest, name, job.positional)
-        result = job.show(_load(job.run)(options), options)
-        if isinstance(result, int):
-            return result
-        print(result)
-        return 0
+        options = job.parse(rest) if job.parse else _parse(_load(job.options), rest, name, job.positional, job.example)
+        result = _load(job.run)(options)
+        shown = job.show(result, options)
+        if "--json" in flags:
+            print(json_of(result if isinstance(result, dict) else {"summary": shown}))
+        elif shown:
+            print(shown)
+        return job.code(result, options)
     except PosefixError as error:
         print(f"posefix: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"posefix: {place}{error.strerror or error}", file=sys.stderr)
@@ -242,6 +328,22 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"posefix: interrupted{'; the same command resumes' if name in _RESUMABLE else ''}", file=sys.stderr)
         return 130
+
+
+def json_of(result: dict) -> str:
+    """A job's result as JSON; what is not finite is null, as in every JSON that other programs read."""
+    import json
+    import math
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {str(key): plain(of) for key, of in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(of) for of in value]
+        value = value.item() if hasattr(value, "item") else value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(result), default=str)
 
 
 def _set_up_libraries() -> None:

@@ -32,10 +32,35 @@ class ErrorKind(enum.IntEnum):
 KINDS = tuple(kind for kind in ErrorKind if kind is not ErrorKind.ABSENT)
 
 
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Whether this process says nothing but warnings and errors; `--quiet` of the command line."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """What `set_quiet` set."""
+    return _quiet
+
+
+def tell(message: str) -> None:
+    """Prints what a job found or does to standard error, unless the process is quiet."""
+    if not _quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """Prints a warning to standard error."""
+    print(f"posefix: warning: {message}", file=sys.stderr, flush=True)
+
+
 @functools.cache
 def warn_once(message: str) -> None:
-    """Prints a warning to standard error, the first time in this process."""
-    print(f"posefix: warning: {message}", file=sys.stderr, flush=True)
+    """As `warn`, the first time in this process."""
+    warn(message)
 
 
 def nearest_names(name: str, valid: Iterable[str]) -> str:

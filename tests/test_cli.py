@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import detections_of
 
-from posefix_jax.cli import ALIASES, JOBS, main
+from posefix_jax.cli import ALIASES, JOBS, json_of, main
 
 
 @pytest.fixture
@@ -90,6 +92,61 @@ def test_every_job_has_help(job, capsys):
         main([*job.split(), "--help"])
     assert not stopped.value.code
     assert "--" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name, job in JOBS.items() if job.example])
+def test_help_shows_an_example_that_parses(name, capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    job, words = JOBS[name], shlex.split(JOBS[name].example)
+    monkeypatch.setattr(f"posefix_jax.{job.run.replace(':', '.')}", lambda options: {"options": options})
+    monkeypatch.setattr(job, "show", lambda result, options: type(options).__name__)
+    monkeypatch.setattr(job, "code", lambda result, options: 0)
+    assert main([*name.split(), *words]) == 0
+    assert capsys.readouterr().out.strip().endswith(("Options", "Config"))
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Example: posefix {name} {job.example}" in shown
+    assert name == "import" or "--quiet" in shown and "--json" in shown
+
+
+def test_results_as_json_and_quietly(files, capsys):
+    arguments = ["evaluate", files["d"], "--annotations", files["truth"], "--out", files["out"]]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert main([*arguments, "--json", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report == json.loads(Path(files["out"]).read_text()) and not printed.err
+    assert f"{report['after']['AP']:.4f}" in table
+    assert main(["convert", files["d"], "--to", "mmpose", "--out", files["out"] + "2"]) == 0
+    assert "convert: 6/6 poses" in capsys.readouterr().err
+    assert main(["convert", files["d"], "--to", "mmpose", "--out", files["out"] + "3", "--quiet", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["rows"] == 6 and not printed.err
+    assert json.loads(json_of({"a": [float("nan"), np.float32(0.5)], 1: Path("x")})) == {"a": [None, 0.5], "1": "x"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_jobs_and_options(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("refine", "inspect", "fit-trust", "--first-frame", "--optimizer.learning-rate"):
+        assert word in script
+    assert "usage: posefix completion bash|zsh" in refused(capsys, "completion", "csh")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes(tmp_path, capsys):
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    asked = """
+    source ./script
+    ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _tyro_posefix; printf '%s,' "${COMPREPLY[@]}"; }
+    ask posefix ins; ask posefix refine --first
+    """
+    done = subprocess.run(["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "inspect,--first-frame,", done.stderr
 
 
 @pytest.mark.slow

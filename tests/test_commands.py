@@ -77,9 +77,16 @@ def test_documented_commands_run(page, place, tmp_path, monkeypatch, capsys):
 
 
 def test_every_job_is_documented_and_run():
-    """What no page shows with its options runs in the tests below, or in test_demo."""
+    """What no page shows with its options runs in the tests below, in test_demo or test_cli."""
     shown = {words[0] for page in PAGES for words in commands_of(page)}
-    assert shown | {"merge", "convert", "export", "demo"} == {name.split()[0] for name in JOBS}
+    assert shown | {"merge", "convert", "export", "demo", "completion"} == {name.split()[0] for name in JOBS}
+
+
+@pytest.mark.parametrize("name", [name for name, job in JOBS.items() if job.example])
+def test_examples_of_help_are_documented_ones(name):
+    """So they run: those above, `merge` and `convert` below, `export` and `demo` in tests of their own."""
+    pages = " ".join(" ".join((ROOT / page).read_text() for page in (*PAGES, "Makefile")).split())
+    assert f"posefix {name} {JOBS[name].example}" in pages
 
 
 def test_shards_of_the_packaged_refiner_and_other_formats(place, monkeypatch, tmp_path):

@@ -1,6 +1,5 @@
 """`posefix estimate`: poses from boxes, without input poses (the paper's IntegralPose)."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from posefix_jax.refining.refine_files import RefineOptions, refine_source
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import outputs_of
 from posefix_jax.runtime.devices import keep_compiled
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, tell
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,11 @@ def estimate(options: EstimateOptions) -> dict:
             "a COCO annotation file with people"
         )
     if left_out:
-        print(f"leaves out {left_out} boxes of crowds or of categories other than {options.category}", file=sys.stderr)
+        tell(f"leaves out {left_out} boxes of crowds or of categories other than {options.category}")
     if not all(refiner.spec.trained_joints):
         placed = zip(skeleton.joints, refiner.spec.trained_joints, strict=True)
         absent = [joint for joint, trained in placed if not trained]
-        print(f"the refiner never learned to place {', '.join(absent)}: they stay absent", file=sys.stderr)
+        tell(f"the refiner never learned to place {', '.join(absent)}: they stay absent")
     job = RefineOptions(
         detections=(str(options.boxes),),
         images=options.images,

@@ -1,6 +1,5 @@
 """How a file's photographs are to be read, told by how a sample of its poses fits them: EXIF, frames, mirrors, sides."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from posefix_jax.data.formats.base import Pose
 from posefix_jax.refining.file_photographs import FilePhotographs
 from posefix_jax.refining.refine_options import RefineOptions
 from posefix_jax.refining.refiner import Measured
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, tell, warn
 
 POOR_FIT, FEW = 0.55, 8
 """Poses with a smaller `Measured.fit` are not on these photographs; not said of fewer poses than `FEW`."""
@@ -64,18 +63,16 @@ def decide_exif(
     some = rotated[:TRIED]
     fits = [measure(some, Reading(exif=exif)) for exif in (False, True)]
     if None in fits or abs(fits[1].fit - fits[0].fit) < BETTER:  # type: ignore[union-attr]
-        print(
-            f"posefix: warning: {source}: {len(rotated)} of {len(sample)} poses looked at are on photographs with an EXIF "
-            "rotation, and do not tell whether their estimator applied it: it is ignored; give --exif apply or --exif ignore",
-            file=sys.stderr,
+        warn(
+            f"{source}: {len(rotated)} of {len(sample)} poses looked at are on photographs with an EXIF "
+            "rotation, and do not tell whether their estimator applied it: it is ignored; give --exif apply or --exif ignore"
         )
         return {"applied": False, "from": "the poses do not tell", "poses_measured": len(some)}
     ignored, applied = (measured.fit for measured in fits if measured is not None)
     better, worse = max(ignored, applied), min(ignored, applied)
-    print(
+    tell(
         f"EXIF rotation is {'applied' if applied > ignored else 'ignored'}: {len(some)} poses on rotated photographs fit them "
-        f"so ({better:.2f}, otherwise {worse:.2f})",
-        file=sys.stderr,
+        f"so ({better:.2f}, otherwise {worse:.2f})"
     )
     entry = {"applied": applied > ignored, "from": "the poses", "poses_measured": len(some)}
     return entry | {"fit_applied": applied, "fit_ignored": ignored}
@@ -123,7 +120,7 @@ def check_fit(
         )
         if poor or options.strict:
             raise PosefixError(f"{line}, or --no-check to refine them as they are")
-        print(f"posefix: warning: {line}", file=sys.stderr, flush=True)
+        warn(line)
     elif poor:
         line = (
             f"{source}: most poses do not fit their photographs (fit {measured.fit:.2f} of {measured.people} poses, expected "
@@ -132,7 +129,7 @@ def check_fit(
         )
         if options.strict:
             raise PosefixError(f"{line} (--strict)")
-        print(f"posefix: warning: {line}", file=sys.stderr, flush=True)
+        warn(line)
 
 
 def _others(

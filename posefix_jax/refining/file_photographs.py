@@ -4,11 +4,44 @@ from collections import Counter
 
 import numpy as np
 
-from posefix_jax.data.formats.base import ImageId
+from posefix_jax.data.formats.base import ImageId, Pose
 from posefix_jax.data.image_sources import Images, number_of
+from posefix_jax.data.pose_files import PoseFiles
 from posefix_jax.types import PosefixError
 
 MISSING = "missing"
+
+
+def check_units(largest: float, source: PoseFiles) -> None:
+    """Whether coordinates can be pixels.
+
+    Args:
+      largest: the largest distance of a coordinate from 0.
+      source: the file.
+
+    Raises:
+      PosefixError: they are fractions of the photographs, in a format of pixels.
+    """
+    if 0 < largest < 2 and not source.format.fraction:
+        raise PosefixError(
+            f"{source.path}: all coordinates lie within {largest:.3g} of 0, like fractions of the photograph's width and "
+            f"height; {source.format.name} files have pixels: multiply x by the width and y by the height"
+        )
+
+
+def reason_to_skip(pose: Pose, photographs: "FilePhotographs | None", *, category: int) -> str | None:
+    """Why a row cannot be refined, as far as it can be told without its photograph; None if it can.
+
+    Args:
+      pose: of the row.
+      photographs: where it must be; None: anywhere.
+      category: rows of other ones are skipped.
+    """
+    if pose.category is not None and str(pose.category) != str(category):
+        return f"category {pose.category}, not {category}"
+    if not np.isfinite(pose.joints).all():
+        return "a value is not finite"
+    return None if photographs is None or photographs.find(pose.image) is not None else f"photograph {MISSING}"
 
 
 class FilePhotographs:

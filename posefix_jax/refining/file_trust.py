@@ -1,7 +1,6 @@
 """How far the poses of a file are trusted: as the user says, or as a sample of them agrees with the photographs."""
 
 import heapq
-import sys
 import zlib
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from posefix_jax.refining.file_photographs import FilePhotographs
 from posefix_jax.refining.refine_options import RefineOptions
 from posefix_jax.refining.refiner import Measured, Refiner
 from posefix_jax.report.progress import Progress
+from posefix_jax.types import tell
 
 LEAST, MOST = 64, 256
 """The trust of a file is measured on a quarter of its poses, but on at least and at most so many."""
@@ -102,7 +102,7 @@ class FileTrust:
                 source=self.source.path,
             )
         if chosen:
-            print(_line(entry), file=sys.stderr, flush=True)
+            tell(_line(entry))
         return {"trust": entry, "exif": exif}
 
     def _measure(self, poses: Sequence[Pose], reading: Reading) -> Measured | None:

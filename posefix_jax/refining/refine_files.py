@@ -1,7 +1,6 @@
 """`posefix refine`: files of poses from any estimator in, better poses out, one row for each row."""
 
 import functools
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,14 +21,14 @@ from posefix_jax.files import claim
 from posefix_jax.refining.change_pictures import largest_changes, write_pictures
 from posefix_jax.refining.engine import Group, Refined, Results
 from posefix_jax.refining.file_job import FileJob, open_files
-from posefix_jax.refining.file_photographs import MISSING, FilePhotographs
+from posefix_jax.refining.file_photographs import FilePhotographs, check_units, reason_to_skip
 from posefix_jax.refining.file_trust import FileTrust
 from posefix_jax.refining.refine_options import RefineOptions
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import MADE_BY, Parts, merge, outputs_of
 from posefix_jax.report.progress import Progress
 from posefix_jax.runtime.devices import keep_compiled
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, tell
 
 
 def refine(options: RefineOptions) -> dict:
@@ -116,7 +115,7 @@ class _RefineJob:
         if options.pictures:
             claim(pictures, MADE_BY, store.job, replace=True)
         files = f"{len(source.files)} {source.format.name} file{'s' * (len(source.files) > 1)}"
-        print(f"reads {files} with the joints of {source.skeleton.name}, {rows} poses", file=sys.stderr)
+        tell(f"reads {files} with the joints of {source.skeleton.name}, {rows} poses")
         with Progress("refine", rows, unit="poses") as progress:
             mine = self._refine_parts(store, index, shards, trust, progress)
         if options.pictures:
@@ -139,13 +138,8 @@ class _RefineJob:
     def _checked_all(self, earlier: dict | None) -> dict:
         """After all rows are checked: how photographs were found and how far the poses are trusted, for the report."""
         self.photographs.check()
-        if 0 < self._largest < 2 and not self.source.format.fraction:
-            raise PosefixError(
-                f"{self.source.path}: all coordinates lie within {self._largest:.3g} of 0, like fractions of the "
-                f"photograph's width and height; {self.source.format.name} files have pixels: multiply x by the width and y "
-                "by the height"
-            )
-        print(self.photographs.summary(), file=sys.stderr, flush=True)
+        check_units(self._largest, self.source)
+        tell(self.photographs.summary())
         return {"photographs": dict(self.photographs.found)} | self.trust.decide(earlier)
 
     def _check(self, part: Part) -> None:
@@ -169,12 +163,7 @@ class _RefineJob:
             self._seen |= now
 
     def _why_not(self, pose: Pose) -> str | None:
-        """Why a row cannot be refined, as far as it can be told without its photograph."""
-        if pose.category is not None and str(pose.category) != str(self.options.category):
-            return f"category {pose.category}, not {self.options.category}"
-        if not np.isfinite(pose.joints).all():
-            return "a value is not finite"
-        return None if self.photographs.find(pose.image) is not None else f"photograph {MISSING}"
+        return reason_to_skip(pose, self.photographs, category=self.options.category)
 
     def _skip(self, part: Part, row: int, reason: str) -> None:
         if self.options.strict:

@@ -6,6 +6,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from posefix_jax.types import is_quiet, tell
+
 SHORT = 2.0
 """Seconds that a job of unknown length stays silent."""
 
@@ -18,7 +20,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if text.strip():
-            print(text.strip("\r\n "), file=sys.stderr, flush=True)
+            tell(text.strip("\r\n "))
 
     def flush(self) -> None:
         pass
@@ -28,7 +30,7 @@ class Progress:
     """Counts, with rate and time left: a bar on a terminal, elsewhere a line every 15 seconds and one at the end.
 
     A job of unknown length stays silent for two seconds. Where standard error is no terminal, a job that fails prints
-    no line beside its error.
+    no line beside its error. A quiet process (`types.set_quiet`) shows nothing.
 
     Args:
       name: one word that begins the line.
@@ -37,7 +39,7 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int | None, *, unit: str) -> None:
-        self._terminal, self._known = sys.stderr.isatty(), total is not None
+        self._terminal, self._known = sys.stderr.isatty() and not is_quiet(), total is not None
         count = "{desc}: {n_fmt}/{total_fmt}" if self._known else "{desc}: {n_fmt}"
         if self._known and self._terminal:
             count = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}"

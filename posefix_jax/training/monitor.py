@@ -1,7 +1,6 @@
 """What a training run reports: metrics in the terminal and TensorBoard, pictures, time spent, a trace."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from posefix_jax.runtime.devices import local_copy
 from posefix_jax.training.config import Config
 from posefix_jax.training.feed import Feed
 from posefix_jax.training.validation import line_of
+from posefix_jax.types import tell
 
 PROFILE_FROM = 10
 """Steps before a trace begins, so that it does not include compilation."""
@@ -99,7 +99,7 @@ class Monitor:
         if not self.chief:
             return
         for kind, of_kind in scores.items():
-            print(f"validation at step {step}, {line_of(kind, of_kind)}", file=sys.stderr, flush=True)
+            tell(f"validation at step {step}, {line_of(kind, of_kind)}")
             for key, value in of_kind.items():
                 self.writer.add_scalar(f"validation/{kind}_{key}", value, step)
 
@@ -122,9 +122,9 @@ class Monitor:
         whole = time.monotonic() - self.began
         parts = {"input wait": self.feed.waited, "to the devices": self.feed.sent, **self.aside}
         parts = {"steps": whole - sum(parts.values()), **parts}
-        print(f"{self.step - self.first} steps in {format_seconds(whole)}, compilation included:", file=sys.stderr)
+        tell(f"{self.step - self.first} steps in {format_seconds(whole)}, compilation included:")
         for name, seconds in parts.items():
-            print(f"  {name:15s} {seconds:8.1f} s  {seconds / whole:4.0%}", file=sys.stderr, flush=True)
+            tell(f"  {name:15s} {seconds:8.1f} s  {seconds / whole:4.0%}")
 
     def _trace(self, done: int) -> None:
         if done == PROFILE_FROM:
@@ -134,7 +134,7 @@ class Monitor:
             jax.block_until_ready(self.pending[-1])
             jax.profiler.stop_trace()
             self.tracing = False
-            print(f"trace of {self.config.profile} steps: {self.out / 'profile'}", file=sys.stderr)
+            tell(f"trace of {self.config.profile} steps: {self.out / 'profile'}")
 
     def _take(self, step: int, window: list) -> None:
         values = jax.device_get(window)
@@ -143,7 +143,7 @@ class Monitor:
                 raise NotFinite
         if values[-1]["skipped"] > self.skipped and self.chief:
             self.skipped = int(values[-1]["skipped"])
-            print(f"{self.skipped} batches skipped so far: loss or gradient not finite", file=sys.stderr)
+            tell(f"{self.skipped} batches skipped so far: loss or gradient not finite")
         # NaN only if every batch of the window was skipped.
         finite = [value for value in values if np.isfinite(value["loss"])] or values
         mean = {key: float(np.mean([v[key] for v in finite])) for key in values[0]}
@@ -156,12 +156,10 @@ class Monitor:
         self.started, self.waited_before = now, self.feed.waited
         if not self.chief:
             return
-        print(
+        tell(
             f"step {step}/{self.steps}  loss {mean['loss']:.3f} (heatmap {mean['heatmap']:.3f}, coordinate "
             f"{mean['coordinate']:.3f})  KS {mean['ks_input']:.3f} -> {mean['ks_output']:.3f}  {rate:.1f} samples/s, "
-            f"input wait {wait:.0%}  lr {learning:.2e}  {format_seconds(left)} left",
-            file=sys.stderr,
-            flush=True,
+            f"input wait {wait:.0%}  lr {learning:.2e}  {format_seconds(left)} left"
         )
         for key, value in {**mean, "samples_per_second": rate, "input_wait": wait, "learning_rate": learning}.items():
             self.writer.add_scalar(f"train/{key}", value, step)

@@ -1,6 +1,5 @@
 """`posefix package`: a trained refiner as a small checkpoint, tuned on held-out people to know how good its input is."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.runtime.checkpoints import load_refiner, save_refiner
 from posefix_jax.training.tune import fit, refine_graded
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, tell
 
 TEMPERATURE = 1.5
 """Of tuned refiners. 1.0 served the packaged one as well: a mean accuracy of 0.7935 instead of 0.7936."""
@@ -54,5 +53,5 @@ def tune(variables: dict, spec: RefinerSpec, folders: tuple[str, ...], temperatu
     """The decoder, fitted on these people. Prints a line per folder and input."""
     decode = DecodeConfig("ks", temperature=temperature, withhold_mirror=True)
     tuned = fit(refine_graded(folders, variables, replace(spec, decode=decode)), decode, folders)
-    print("\n".join([*tuned.lines, f"mean accuracy {tuned.accuracy:.4f}"]), file=sys.stderr, flush=True)
+    tell("\n".join([*tuned.lines, f"mean accuracy {tuned.accuracy:.4f}"]))
     return tuned.decode

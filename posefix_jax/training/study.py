@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import itertools
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from posefix_jax.runtime.devices import keep_compiled
 from posefix_jax.training.config import Config
 from posefix_jax.training.train import build_run, errors_read, train
 from posefix_jax.training.validation import Validator
-from posefix_jax.types import PosefixError, function_in_file
+from posefix_jax.types import PosefixError, function_in_file, tell
 
 COLUMNS = {
     "ap_refined": "gain in AP",
@@ -171,7 +170,7 @@ def _done(of: Study, options: StudyOptions, seed: int, name: str) -> dict | None
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    tell(line)
 
 
 def _scores(config: Config, of: Study) -> dict:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from posefix_jax.training.interruption import Interruption, alone_in
 from posefix_jax.training.monitor import Monitor, NotFinite
 from posefix_jax.training.optimizer import learning_rate, make_optimizer
 from posefix_jax.training.validation import Validator
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, tell
 
 _MAY_CHANGE = {
     "out", "save_every", "validate_every", "log_every", "keep", "stop_after", "skip_nonfinite", "profile",
@@ -161,7 +160,7 @@ def _jitted_step(
 
 def _say(line: str) -> None:
     if not jax.process_index():
-        print(line, file=sys.stderr, flush=True)
+        tell(line)
 
 
 def _save_not_finite(config: Config, feed: Feed, checkpointer: Checkpointer, state: TrainState, spec) -> str:
