@@ -14,11 +14,13 @@ from numpy.typing import ArrayLike
 
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.refine_step import Network
+from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.core.synthesis import ErrorModel
 from posefix_jax.core.trust import Trust, from_errors, measures, trust_of, uniform
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, read_image
 from posefix_jax.refining.engine import Engine, Group, Refined
+from posefix_jax.refining.results import refine_results
 from posefix_jax.runtime.checkpoints import load_refiner
 from posefix_jax.types import PosefixError
 
@@ -194,8 +196,8 @@ class Refiner:
         Returns:
           For one photograph, `Refined`: poses [N, K, 3] float64, quality [N] (expected OKS), confidence [N, K] (expected KS
           of each joint) and agreement; without the first axis for a single pose. A joint that is kept has its input's
-          values; a missing joint that is placed has its confidence as score. A pose that cannot be refined (no usable joint nor box) comes back as it was, with quality 0. For several
-          photographs, a list of these.
+          values; a missing joint that is placed has its confidence as score. A pose that cannot be refined (no usable
+          joint nor box) comes back as it was, with quality 0. For several photographs, a list of these.
 
         Raises:
           PosefixError: a photograph cannot be read, or shapes do not fit, or K is not the skeleton's.
@@ -224,6 +226,38 @@ class Refiner:
                         all_of[i] = of
             found.append(Refined(*(of[0] for of in refined)) if np.ndim(original) == 2 else refined)
         return found if several else found[0]
+
+    def refine_results(
+        self,
+        results: Any,
+        images: Any = None,
+        *,
+        skeleton: Skeleton | None = None,
+        min_score: float = 0.0,
+        fill_missing: bool = True,
+    ) -> Any:
+        """Refines what another library returned, and returns the same kind of object; the given one is left as it was.
+
+            results = refiner.refine_results(model("photograph.jpg"))  # ultralytics
+
+        Args:
+          results: one of these, or a list of them: `Results` of ultralytics, `KeyPoints` of supervision, `PoseDataSample`s or
+            the dictionaries of MMPose's inferencer, the (keypoints, scores) of rtmlib. In all of them a joint at (0, 0) or
+            without a finite value is missing.
+          images: the photograph of each, as for `refine`; paths are read upright, as those libraries read them. Not needed
+            where the results have them (ultralytics; PoseDataSamples with a path).
+          skeleton: what the joints are; by default the refiner's own if there are as many, else the built-in set with that
+            many.
+          min_score, fill_missing: as for `refine`.
+
+        Returns:
+          As `results`, with other coordinates and joint scores in their own types and devices. Joints that the refiner lacks
+          stay.
+
+        Raises:
+          PosefixError: another kind of object, no photograph, joints that are unknown; and as for `refine`.
+        """
+        return refine_results(self, results, images, skeleton=skeleton, min_score=min_score, fill_missing=fill_missing)
 
     def _arguments(self, image, poses, boxes) -> tuple[list[np.ndarray], list[np.ndarray], Sequence]:
         """Photographs, poses [N, K, 3] and boxes, one of each per photograph. Raises PosefixError."""
