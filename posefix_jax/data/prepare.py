@@ -310,7 +310,7 @@ def make_record(
         others=to_patch(others) if others else empty,
         detected=to_patch(detected) if detected else empty,
         box=(*map(float, (mine[:2] - corner) / scale), *map(float, mine[2:] / scale)),  # type: ignore[arg-type]
-        area=float(person.area / scale**2),
+        area=float(person.positive_area / scale**2),
         overlap=len(order),
         patch_to_image=(float(scale), float(corner[0]), float(corner[1])),
         image_id=person.image_id,

@@ -119,7 +119,7 @@ def scene(seed: int = 0, joints=None):
             pose = np.column_stack([xy, rng.random(17) > 0.1])[order]
             rows.append(Pose(image, pose, score=round(rng.random(), 1)))
     skeleton = COCO if joints is None else permuted(joints)
-    return Annotations(Path("truth.json"), {1: {}, 2: {}, 3: {}}, tuple(people), (), skeleton, {}), rows
+    return Annotations(Path("truth.json"), {1: {}, 2: {}, 3: {}}, tuple(people), skeleton, {}), rows
 
 
 def permuted(order) -> Skeleton:
@@ -145,7 +145,7 @@ def test_order_of_rows_people_and_joints_does_not_matter():
 
     order = rng.permutation(len(annotations.people))
     people = tuple(annotations.people[i] for i in order)
-    shuffled = match_people(Annotations(Path(), annotations.images, people, (), COCO, {}), rows)
+    shuffled = match_people(Annotations(Path(), annotations.images, people, COCO, {}), rows)
     back = np.argsort(order[shuffled.person])
     np.testing.assert_array_equal(order[shuffled.person][back], plain.person)
     for name in ("row", "kind", "oks", "overlap", "num_labelled"):
@@ -160,12 +160,14 @@ def test_order_of_rows_people_and_joints_does_not_matter():
 def test_matching_is_by_score_and_crowds_are_nobody():
     person = Person(1, 1, np.column_stack([TRUE, np.full(17, 2)]), (100.0, 100.0, 450.0, 600.0), AREA)
     beside = Person(2, 1, np.column_stack([TRUE + 20, np.full(17, 2)]), (120.0, 120.0, 450.0, 600.0), AREA)
-    crowd = Person(3, 1, np.column_stack([TRUE + 2000, np.full(17, 2)]), (2100.0, 2100.0, 450.0, 600.0), AREA)
+    crowd = Person(
+        3, 1, np.column_stack([TRUE + 2000, np.full(17, 2)]), (2100.0, 2100.0, 450.0, 600.0), AREA, crowd=True
+    )
 
     def row(shift, score):
         return Pose(1, np.column_stack([TRUE + shift, np.ones(17)]), score=score)
 
-    annotations = Annotations(Path(), {1: {}}, (person, beside), (crowd,), COCO, {})
+    annotations = Annotations(Path(), {1: {}}, (person, beside, crowd), COCO, {})
     matched = match_people(annotations, [row(0, 0.2), row(4, 0.9), row(2000, 1.0), row(5, 0.1)])
     # The second takes the first person for its score; the first, though exact, is left the one beside; nobody for others.
     assert list(zip(matched.person, matched.row, strict=True)) == [(0, 1), (1, 0)]
