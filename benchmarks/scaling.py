@@ -128,6 +128,7 @@ def size(network: str, crop: str, batch: int) -> dict:
         labelled=np.zeros(joints, bool),
         others_xy=np.zeros((4, joints, 2), np.float32),
         others_labelled=np.zeros((4, joints), bool),
+        others_area=np.ones(4, np.float32),
         overlap=np.int32(0),
         detected_xy=np.zeros((8, joints, 2), np.float32),
         detected=np.zeros((8, joints), bool),

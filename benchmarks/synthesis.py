@@ -44,6 +44,7 @@ def rate(synthesize: Synthesizer, labelled: int, neighbors: int) -> list[float]:
         labelled=jnp.arange(17) < labelled,
         others_xy=jnp.asarray(rng.uniform((60, 60), (130, 200), (neighbors, 17, 2)), jnp.float32),
         others_labelled=jnp.ones((neighbors, 17), bool),
+        others_area=jnp.full(neighbors, 20000.0),
         area=jnp.float32(20000),
         overlap=jnp.int32(neighbors),
         detected_xy=xy[None] + 3,

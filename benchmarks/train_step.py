@@ -39,6 +39,7 @@ def random_batch(size: int, patch: int = 384, joints: int = 17, others: int = 4)
         labelled=np.ones((size, joints), bool),
         others_xy=rng.uniform(0, patch, (size, others, joints, 2)).astype(np.float32),
         others_labelled=np.ones((size, others, joints), bool),
+        others_area=np.full((size, others), 16000, np.float32),
         overlap=np.full(size, others, np.int32),
         detected_xy=np.zeros((size, 8, joints, 2), np.float32),
         detected=np.zeros((size, 8, joints), bool),

@@ -79,7 +79,7 @@ def test_synthesis(prepared, tmp_path, capsys):
     xy = jnp.asarray(np.random.default_rng(0).uniform(0, 100, (17, 2)), jnp.float32)
     labelled = jnp.arange(17) < 13
     none = jnp.zeros((0, 17, 2)), jnp.zeros((0, 17), bool)
-    person = Person(xy, labelled, *none, jnp.float32(2500.0), jnp.int32(0), *none)
+    person = Person(xy, labelled, *none, jnp.zeros(0), jnp.float32(2500.0), jnp.int32(0), *none)
     drawn, present, kind = jax.vmap(lambda key: synthesize(key, person))(jax.random.split(jax.random.key(0), 500))
     assert not present[:, 13:].any() and (kind[:, 13:] == ErrorKind.ABSENT).all() and jnp.isfinite(drawn).all()
     absent = ~np.asarray(present[:, :13])

@@ -54,6 +54,7 @@ class Batch(NamedTuple):
     labelled: Bool[Array, "B K"]
     others_xy: Float[Array, "B N K 2"]
     others_labelled: Bool[Array, "B N K"]
+    others_area: Float[Array, "B N"]
     overlap: Int[Array, " B"]
     detected_xy: Float[Array, "B M K 2"]
     detected: Bool[Array, "B M K"]
@@ -115,6 +116,7 @@ def person_of(record: Batch, trained: Bool[ArrayLike, " K"]) -> Person:
         labelled=record.labelled & trained,
         others_xy=record.others_xy,
         others_labelled=record.others_labelled & trained[None],
+        others_area=record.others_area,
         area=record.area,
         overlap=record.overlap,
         detected_xy=record.detected_xy,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ class Person:
     """One annotated person.
 
     `joints` is [K, 3]: image x, y, visibility (0: not labelled). `box` (x, y, width, height), `area` and `head_size` are
-    image pixels; `head_size` is the entry's own, or 0.6 times the diagonal of its `bbox_head` (MPII's and PoseTrack's
-    rule), None if it has neither. `crowd`: a region of several people (`iscrowd`).
+    image pixels. `area` is the entry's own, even if 0, or `PERSON_FILL` of the box if it has none. `head_size` is the
+    entry's own, or 0.6 times the diagonal of its `bbox_head` (MPII's and PoseTrack's rule), None if it has neither.
+    `crowd`: a region of several people (`iscrowd`). `category` and `num_keypoints` are the entry's own; CrowdPose's
+    `num_keypoints` counts visible joints only. `num_keypoints` is None if it has none.
     """
 
     annotation_id: int | str
@@ -30,6 +33,8 @@ class Person:
     area: float
     head_size: float | None = None
     crowd: bool = False
+    category: int | str = 1
+    num_keypoints: int | None = None
 
     @property
     def labelled(self) -> np.ndarray:
@@ -37,29 +42,40 @@ class Person:
         return self.joints[:, 2] > 0
 
     @property
+    def count(self) -> int:
+        """`num_keypoints`, or the number of labelled joints if the entry has no such field."""
+        return int(self.labelled.sum()) if self.num_keypoints is None else self.num_keypoints
+
+    @property
     def ignored(self) -> bool:
-        """Whether it counts neither as truth nor against a detection: a crowd, or a person without a labelled joint."""
-        return self.crowd or not self.labelled.any()
+        """Whether OKS metrics count it neither as truth nor against a detection: a crowd, or a `count` of 0."""
+        return self.crowd or self.count == 0
+
+    @property
+    def positive_area(self) -> float:
+        """`area` for what divides by it, at least 1: `PERSON_FILL` of the box if the annotated area is 0."""
+        return max(self.area or PERSON_FILL * self.box[2] * self.box[3], 1.0)
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """A COCO keypoint annotation file: `images` by id (the file's own entries), people in file order.
+    """A COCO keypoint annotation file: `images` by id (the file's own entries), `everybody` in file order.
 
-    `ignored` holds crowds and people without a labelled joint. `skipped` counts who was left out, by reason.
+    `skipped` counts who is not among `people`, by reason. `categories` are the ids of the people's categories, that of
+    the first category with keypoints first.
     """
 
     path: Path
     images: dict
-    people: tuple[Person, ...]
-    ignored: tuple[Person, ...]
+    everybody: tuple[Person, ...]
     skeleton: Skeleton
     skipped: dict
+    categories: tuple[int | str, ...] = (1,)
 
-    @property
-    def everybody(self) -> tuple[Person, ...]:
-        """`people`, then `ignored`."""
-        return self.people + self.ignored
+    @cached_property
+    def people(self) -> tuple[Person, ...]:
+        """Everybody with a labelled joint, crowds excepted."""
+        return tuple(person for person in self.everybody if not person.crowd and person.labelled.any())
 
     @property
     def file_names(self) -> dict:
@@ -103,28 +119,26 @@ def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotation
             f"{path}: its joints are {category['keypoints']!r:.200}, but the skeleton {skeleton.name} has "
             f"{list(skeleton.joints)!r:.200}; expected the same names in the same order"
         )
-    kinds = {c.get("id") for c in categories if c["keypoints"] == category["keypoints"]}
+    kinds: dict = {c.get("id", 1): None for c in categories if c["keypoints"] == category["keypoints"]}
     if skeleton == COCO and any(isinstance(e, dict) and "foot_kpts" in e for e in content["annotations"]):
         skeleton = WHOLEBODY
     images = _images(content, path)
-    people, crowds, skipped = [], [], {"crowd": 0, "no labelled joint": 0, "other category": 0}
+    everybody, skipped = [], {"crowd": 0, "no labelled joint": 0, "other category": 0}
     for row, entry in enumerate(content["annotations"]):
         where = f"{path}: annotation {row}"
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int | str):
             raise PosefixError(f"{where} has no image_id")
-        if entry.get("category_id", category.get("id")) not in kinds:
+        kind = entry.get("category_id", next(iter(kinds)))
+        if kind not in kinds:
             skipped["other category"] += 1
             continue
-        person = _person(entry, row, skeleton, where)
-        if entry.get("iscrowd"):
+        person = replace(_person(entry, row, skeleton, where), category=kind, crowd=bool(entry.get("iscrowd")))
+        everybody.append(person)
+        if person.crowd:
             skipped["crowd"] += 1
-            crowds.append(replace(person, crowd=True))
         elif not person.labelled.any():
             skipped["no labelled joint"] += 1
-            crowds.append(person)
-        else:
-            people.append(person)
-    return Annotations(Path(path), images, tuple(people), tuple(crowds), skeleton, skipped)
+    return Annotations(Path(path), images, tuple(everybody), skeleton, skipped, tuple(kinds))
 
 
 def _images(content: dict, path: Path) -> dict:
@@ -144,14 +158,23 @@ def _person(entry: dict, row: int, skeleton: Skeleton, where: str) -> Person:
         box = [*seen.min(axis=0), *(seen.max(axis=0) - seen.min(axis=0))]
     try:
         box = tuple(float(value) for value in box)
-        area = float(entry.get("area") or PERSON_FILL * box[2] * box[3])
+        area = float(PERSON_FILL * box[2] * box[3] if entry.get("area") is None else entry["area"])
     except (TypeError, ValueError, IndexError) as error:
         raise PosefixError(
             f"{where}: bbox and area must be numbers, found {box!r:.60}, {entry.get('area')!r:.20}"
         ) from error
     if len(box) != 4 or not all(map(math.isfinite, (*box, area))):
         raise PosefixError(f"{where}: bbox must be 4 finite numbers and area one, found {box}, {area}")
-    return Person(entry.get("id", row), entry["image_id"], joints, box, max(area, 1.0), _head_size(entry, where))
+    count = entry.get("num_keypoints")
+    return Person(
+        entry.get("id", row),
+        entry["image_id"],
+        joints,
+        box,
+        area,
+        head_size=_head_size(entry, where),
+        num_keypoints=int(count) if isinstance(count, int | float) and math.isfinite(count) else None,
+    )
 
 
 def _head_size(entry: dict, where: str) -> float | None:

@@ -170,6 +170,8 @@ def to_arrays(people: People, index: int, *, sample: int, epoch: int) -> dict[st
         present = joints[..., 2] > 0
         return np.where(present[..., None], (joints[..., :2] + 0.5) * zoom - 0.5, 0).astype(np.float32), present
 
+    others_area = np.ones(MAX_OTHERS, np.float32)
+    others_area[: len(record.others)] = record.others_area[:MAX_OTHERS] * zoom**2
     half = np.array([0.5, 0.5, 0, 0], np.float32)
     patch_xy, labelled = place(record.joints)
     others_xy, others_labelled = place(record.others, MAX_OTHERS)
@@ -180,6 +182,7 @@ def to_arrays(people: People, index: int, *, sample: int, epoch: int) -> dict[st
         "labelled": labelled,
         "others_xy": others_xy,
         "others_labelled": others_labelled,
+        "others_area": others_area,
         "overlap": np.int32(record.overlap),
         "detected_xy": detected_xy,
         "detected": detected,

@@ -297,7 +297,7 @@ def make_record(
     near = [other for other in in_image if other is not person]
     iou = box_iou(mine, np.array([other.box for other in near]).reshape(-1, 4))
     order = [i for i in np.argsort(-iou, kind="stable") if iou[i] >= OVERLAP_IOU]
-    others = [near[i].joints for i in order[:MAX_OTHERS]]
+    nearest = [near[i] for i in order[:MAX_OTHERS]]
     jpeg = b""
     if image is not None:
         affine = np.array([[1 / scale, 0, -corner[0] / scale], [0, 1 / scale, -corner[1] / scale]])
@@ -307,10 +307,11 @@ def make_record(
         jpeg=jpeg,
         side=pixels,
         joints=to_patch(person.joints),
-        others=to_patch(others) if others else empty,
+        others=to_patch([other.joints for other in nearest]) if nearest else empty,
+        others_area=np.array([other.positive_area / scale**2 for other in nearest], np.float32),
         detected=to_patch(detected) if detected else empty,
         box=(*map(float, (mine[:2] - corner) / scale), *map(float, mine[2:] / scale)),  # type: ignore[arg-type]
-        area=float(person.area / scale**2),
+        area=float(person.positive_area / scale**2),
         overlap=len(order),
         patch_to_image=(float(scale), float(corner[0]), float(corner[1])),
         image_id=person.image_id,

@@ -29,6 +29,7 @@ class Record:
       jpeg: the patch, `side` x `side` pixels; empty if the photograph could not be read (the record has weight zero).
       joints: [K, 3] x, y, visibility.
       others: [N, K, 3] the nearest people in the photograph, at most `MAX_OTHERS`.
+      others_area: [N] their areas. In a record that has none, of an earlier version, the person's area stands for them.
       detected: [M, K, 3] estimators' poses of this person; x, y, score.
       box: (x, y, w, h) as annotated.
       area: the person's area.
@@ -41,6 +42,7 @@ class Record:
     side: int
     joints: np.ndarray
     others: np.ndarray
+    others_area: np.ndarray
     detected: np.ndarray
     box: tuple[float, float, float, float]
     area: float
@@ -52,7 +54,7 @@ class Record:
     def encode(self) -> bytes:
         """The record as bytes: a length, a JSON header, the JPEG. Coordinates keep two decimals."""
         header = {key: value for key, value in vars(self).items() if key != "jpeg"}
-        for key in ("joints", "others", "detected"):
+        for key in ("joints", "others", "others_area", "detected"):
             header[key] = np.round(np.asarray(header[key], np.float64), 2).tolist()
         text = json.dumps(header, separators=(",", ":")).encode()
         return struct.pack("<I", len(text)) + text + self.jpeg
@@ -66,12 +68,14 @@ class Record:
             joints = np.asarray(fields.pop("joints"), np.float32)
             shape = (-1, *joints.shape)
             others = np.asarray(fields.pop("others"), np.float32).reshape(shape)
+            others_area = np.asarray(fields.pop("others_area", [fields["area"]] * len(others)), np.float32)
             detected = np.asarray(fields.pop("detected"), np.float32).reshape(shape)
             box, place = tuple(fields.pop("box")), tuple(fields.pop("patch_to_image"))
             return cls(
                 jpeg=data[4 + length :],
                 joints=joints,
                 others=others,
+                others_area=others_area,
                 detected=detected,
                 box=box,
                 patch_to_image=place,

@@ -33,6 +33,7 @@ class Matched(NamedTuple):
       overlap: [M] int, other people in the photograph whose box has an IoU of at least `OVERLAP_IOU` with the person's.
       others_xy, others_labelled, others_area: [M, N, K, 2], [M, N, K] and [M, N], the other true people in the
         photograph; no joint is labelled in the padding.
+      others_overlap: [M, N] bool, whether they are among those that `overlap` counts.
       kind: [M, K] int32 `ErrorKind`; ABSENT if the joint is not present or not labelled.
     """
 
@@ -50,6 +51,7 @@ class Matched(NamedTuple):
     others_xy: np.ndarray
     others_labelled: np.ndarray
     others_area: np.ndarray
+    others_overlap: np.ndarray
     kind: np.ndarray
 
     @property
@@ -112,13 +114,13 @@ def match_people(annotations: Annotations, detections: Sequence[Pose], *, min_ok
     others_xy = np.zeros((len(row), most, skeleton.num_joints, 2))
     others_labelled = np.zeros(others_xy.shape[:-1], bool)
     others_area = np.ones(others_xy.shape[:2])
-    overlap = np.zeros(len(row), int)
+    others_overlap = np.zeros(others_xy.shape[:2], bool)
     for m, p in enumerate(person):
         others = [other for other in in_image[people[p].image_id] if other != p]
         others_xy[m, : len(others)] = true[others, :, :2]
         others_labelled[m, : len(others)] = labelled[others]
         others_area[m, : len(others)] = area[others]
-        overlap[m] = (box_iou(boxes[p], boxes[others]) >= OVERLAP_IOU).sum()
+        others_overlap[m, : len(others)] = box_iou(boxes[p], boxes[others]) >= OVERLAP_IOU
     xy = poses[row, :, :2]
     present = poses[row, :, 2] > 0
     neighbors: dict[str, Any] = {"others_xy": others_xy, "others_labelled": others_labelled, "others_area": others_area}
@@ -130,11 +132,32 @@ def match_people(annotations: Annotations, detections: Sequence[Pose], *, min_ok
         oks=np.array([match[2] for match in matches], np.float64),
         score=score[row],
         num_labelled=labelled[person].sum(axis=1),
-        overlap=overlap,
+        overlap=others_overlap.sum(axis=1),
+        others_overlap=others_overlap,
         kind=classify_joints(**pair, **neighbors, skeleton=skeleton),
         **pair,
         **neighbors,
     )
+
+
+def with_overlapping_neighbors(matched: Matched, skeleton: Skeleton) -> Matched:
+    """The matches with swaps to overlapping people only; other joints on other people are misses.
+
+    The people around whom the synthesizer draws swaps are these.
+    """
+    others_labelled = matched.others_labelled & matched.others_overlap[..., None]
+    kind = classify_joints(
+        matched.xy,
+        matched.present,
+        matched.true_xy,
+        matched.labelled,
+        matched.area,
+        others_xy=matched.others_xy,
+        others_labelled=others_labelled,
+        others_area=matched.others_area,
+        skeleton=skeleton,
+    )
+    return matched._replace(others_labelled=others_labelled, kind=kind)
 
 
 def joints_of(detections: Sequence[Pose], skeleton: Skeleton) -> np.ndarray:

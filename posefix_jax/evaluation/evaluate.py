@@ -11,6 +11,7 @@ from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
 from posefix_jax.data.coco import Person, read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.formats import Pose
+from posefix_jax.evaluation.categories import Categories, check_categories, in_categories
 from posefix_jax.evaluation.crowdpose import crowdpose_scores
 from posefix_jax.evaluation.oks import oks_scores
 from posefix_jax.evaluation.pckh import pckh_scores
@@ -49,6 +50,9 @@ class EvaluateOptions:
     skeleton: str | None = None
     """sigmas, flip pairs and limbs of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by default from the
     annotations' joint names"""
+    categories: Categories = "auto"
+    """apart: a row counts in its own category_id only, and figures are means over the annotations' categories, as in
+    pycocotools; together: categories are ignored; auto: apart, unless there are several and the rows name none"""
     against: Path | None = None
     """poses to compare with, typically those before refinement"""
     samples: int = 1000
@@ -63,6 +67,7 @@ class EvaluateOptions:
             raise PosefixError(f"--samples must be positive, found {self.samples}")
         if self.metric not in ("auto", *METRICS):
             raise PosefixError(f"--metric must be auto, {', '.join(METRICS)}, found {self.metric!r}")
+        check_categories(self.categories)
 
 
 def evaluate(options: EvaluateOptions) -> dict:
@@ -88,11 +93,20 @@ def evaluate(options: EvaluateOptions) -> dict:
     if metric in ("oks", "crowdpose"):
         warn_of_guessed_sigmas(truth.skeleton, options.annotations)
     files = {"after": options.results, **({"before": options.against} if options.against else {})}
+    poses = {side: _detections(path, truth, metric, options.annotations) for side, path in files.items()}
+    if metric in ("oks", "crowdpose"):
+        people, placed = in_categories(
+            truth.people,
+            [(path, poses[side]) for side, path in files.items()],
+            known=truth.categories,
+            how=options.categories,
+            annotations=options.annotations,
+        )
+        truth, poses = truth._replace(people=people), dict(zip(files, placed, strict=True))
     scores = {}
-    for side, path in files.items():
-        poses = _detections(path, truth, metric, options.annotations)
+    for side in files:
         try:
-            scores[side] = measure(truth, poses)
+            scores[side] = measure(truth, poses[side])
         except PosefixError as error:  # the poses are checked: the annotations are at fault
             raise PosefixError(f"{options.annotations}: {error}") from error
     report: dict = {"metric": metric, "main": scores["after"].main}
@@ -119,6 +133,7 @@ def _files(path: Path) -> list[Path]:
 def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
     """The annotations of a file, or of all files in a folder."""
     images: dict = {}
+    categories: dict = {}
     people: list[Person] = []
     given = skeleton
     for file in _files(path):
@@ -135,8 +150,9 @@ def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
             )
         images |= annotations.images
         people += annotations.everybody
+        categories |= dict.fromkeys(annotations.categories)
     assert skeleton is not None  # there is at least one file
-    return Truth(images, people, skeleton)
+    return Truth(images, people, skeleton, tuple(categories))
 
 
 def _detections(path: Path, truth: Truth, metric: str, annotations: Path) -> list[Pose]:

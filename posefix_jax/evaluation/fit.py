@@ -12,7 +12,7 @@ from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
 from posefix_jax.core.synthesis import PAPER, ErrorModel
 from posefix_jax.core.synthesis.error_model import DRAW_ORDER, DRAWN
 from posefix_jax.data.coco import read_annotations
-from posefix_jax.evaluation.errors import Matched, match_file
+from posefix_jax.evaluation.errors import Matched, match_file, with_overlapping_neighbors
 from posefix_jax.evaluation.intervals import clustered
 from posefix_jax.files import check_apart, whole_file
 from posefix_jax.types import KINDS, ErrorKind, PosefixError
@@ -77,13 +77,14 @@ def fit_error_model(
 ) -> tuple[ErrorModel, dict]:
     """An error model with the frequencies of these matched poses, and the evidence for them.
 
-    Joints that the estimator left out, or that are not labelled, are not counted. Bins of labelled joints, crowding and
+    Swaps are those to overlapping people, around whom the synthesizer draws them; elsewhere they are misses. Joints that the estimator left out, or that are not labelled, are not counted. Bins of labelled joints, crowding and
     radii are the paper's, except for the outer radius of misses: nine in ten are within it.
 
     Returns:
       The model; and per group: counts of good, jitter, inversion, swap, miss in each bin, their 95% intervals
       over all people, and notes on what was taken from elsewhere.
     """
+    parts = [with_overlapping_neighbors(part, skeleton) for part in parts]
     kind = np.concatenate([part.kind for part in parts])
     count = np.concatenate([part.num_labelled for part in parts])
     overlap = np.concatenate([part.overlap for part in parts])
@@ -152,7 +153,7 @@ def _distances(parts: list[Matched], skeleton: Skeleton) -> np.ndarray:
     for part in parts:
 
         def away(true_xy, area, xy=part.xy):
-            return np.linalg.norm(xy - true_xy, axis=-1) / (falloff * np.sqrt(area)[..., None])
+            return np.linalg.norm(xy - true_xy, axis=-1) / (falloff * np.sqrt(np.maximum(area, 1e-6))[..., None])
 
         own, inverted = away(part.true_xy, part.area), away(part.true_xy[:, twin], part.area)
         swapped = np.full(own.shape, np.inf)

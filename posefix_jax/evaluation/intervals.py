@@ -20,8 +20,9 @@ def wilson(count: ArrayLike, total: ArrayLike, z: float = 1.959964) -> tuple[np.
     center = share + z**2 / (2 * known)
     half = z * np.sqrt(share * (1 - share) / known + z**2 / (4 * known**2))
     scale = 1 + z**2 / known
-    low = np.where(total > 0, np.maximum((center - half) / scale, 0), 0.0)
-    return low, np.where(total > 0, np.minimum((center + half) / scale, 1), 1.0)
+    # The ends are exact at counts of 0 and of the total, where rounding would leave 1e-17 of them.
+    low = np.where(count > 0, np.maximum((center - half) / scale, 0), 0.0)
+    return low, np.where(count < total, np.minimum((center + half) / scale, 1), 1.0)
 
 
 def clustered(count: ArrayLike, total: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

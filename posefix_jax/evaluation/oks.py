@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -35,54 +36,100 @@ def keypoint_similarity(
 
 
 def truth_of(image_ids: Iterable, people: Iterable[Person], skeleton: Skeleton) -> COCO:
-    """pycocotools' index of true poses.
+    """pycocotools' index of true poses, in the order given.
 
-    Of those ignored, a crowd absorbs any number of detections, a person without a labelled joint one.
+    Of those ignored, a crowd absorbs any number of detections, any other person one.
     """
     annotations = [
         {
             "id": number,  # from 1: pycocotools treats a match with annotation 0 as no match
             "image_id": person.image_id,
-            "category_id": 1,
+            "category_id": person.category,
             "iscrowd": int(person.crowd),
             "area": float(person.area),
             "bbox": [float(value) for value in person.box],
-            "num_keypoints": int(person.labelled.sum()),
+            "num_keypoints": person.count,
             "keypoints": np.asarray(person.joints, float).reshape(-1).tolist(),
         }
         for number, person in enumerate(people, start=1)
     ]
+    categories = dict.fromkeys(entry["category_id"] for entry in annotations) or {1: None}
+    return _index(
+        {
+            "images": [{"id": i} for i in image_ids],
+            "annotations": annotations,
+            "categories": [{"id": i, "name": str(i), "keypoints": list(skeleton.joints)} for i in categories],
+        }
+    )
+
+
+def _index(dataset: dict) -> COCO:
     coco = COCO()
-    coco.dataset = {
-        "images": [{"id": i} for i in image_ids],
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "person", "keypoints": list(skeleton.joints), "skeleton": []}],
-    }
+    coco.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
 
 
-def keypoint_scores(truth: COCO, poses: Sequence[Pose], skeleton: Skeleton) -> Scores:
-    """pycocotools' keypoint evaluation of poses (image pixels) against `truth_of`."""
+def keypoint_scores(
+    truth: COCO, poses: Sequence[Pose], skeleton: Skeleton, *, area_joints: slice = slice(None)
+) -> Scores:
+    """pycocotools' keypoint evaluation of poses (image pixels) against `truth_of`.
+
+    Categories are evaluated apart, and each figure is their mean. A pose without a category is of the truth's first.
+
+    Args:
+      truth: the true poses.
+      poses: of the truth's photographs and joints.
+      skeleton: whose sigmas count.
+      area_joints: those whose extent, (0, 0) of missing joints included, is a pose's area in APm, APl, ARm and ARl.
+        If the first pose has a box, the boxes are the areas instead.
+    """
+    first = truth.dataset["categories"][0]["id"]
+    boxes = bool(poses) and poses[0].box is not None
     rows = [
-        {"image_id": pose.image, "category_id": 1, "keypoints": pose.joints.ravel().tolist(), "score": pose.score}
-        for pose in poses
+        {
+            "id": number,
+            "image_id": pose.image,
+            "category_id": first if pose.category is None else pose.category,
+            "keypoints": pose.joints.ravel().tolist(),
+            "score": pose.score,
+            "area": _area(pose, area_joints, boxes),
+        }
+        for number, pose in enumerate(poses, start=1)
     ]
+    found = _index({**truth.dataset, "annotations": rows})
     with contextlib.redirect_stdout(io.StringIO()):
-        found = truth.loadRes(rows)
         evaluator = COCOeval(truth, found, "keypoints")
         evaluator.params.kpt_oks_sigmas = np.asarray(skeleton.sigmas)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    matches = _Matches(evaluator)
     figures = dict(zip(FIGURES, map(float, evaluator.stats), strict=True))
-    return Scores(figures, "AP", matches.num_images, "photographs", matches.average_precision)
+    images = len(evaluator.params.imgIds)
+    # `evalImgs` goes by category, then area, then photograph; the first area is all.
+    step = images * len(evaluator.params.areaRng)
+    parts = [
+        _Matches(evaluator.evalImgs[start : start + images], evaluator.params)
+        for start in range(0, len(evaluator.evalImgs), step or 1)
+    ]
+
+    def average_precision(counts: np.ndarray) -> float:
+        known = [ap for ap in (part.average_precision(counts) for part in parts) if ap is not None]
+        return float(np.mean(known)) if known else 0.0
+
+    return Scores(figures, "AP", images, "photographs", average_precision)
+
+
+def _area(pose: Pose, joints: slice, boxes: bool) -> float:
+    """The area of a pose as in pycocotools' `loadRes`."""
+    if boxes and pose.box is not None:
+        return pose.box[2] * pose.box[3]
+    return float(np.prod(np.ptp(pose.joints[joints, :2], axis=0)))
 
 
 def oks_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
-    """The ten COCO keypoint figures, with the skeleton's own sigmas.
+    """The ten COCO keypoint figures, with the skeleton's own sigmas, of each category, and their means.
 
     Args:
       truth: people, image pixels.
@@ -95,14 +142,12 @@ def oks_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
 
 
 class _Matches:
-    """pycocotools' matches over all areas, flattened, to compute AP of a weighted set of photographs quickly."""
+    """pycocotools' matches in one category, flattened, to compute AP of a weighted set of photographs quickly."""
 
-    def __init__(self, evaluator: COCOeval):
-        images = evaluator.evalImgs[: len(evaluator.params.imgIds)]  # one category, the first area: all
-        self.num_images = len(images)
-        self.recalls = evaluator.params.recThrs
-        empty = np.zeros((len(evaluator.params.iouThrs), 0))
-        limit = evaluator.params.maxDets[-1]
+    def __init__(self, images: Sequence[dict | None], params: Any):
+        self.recalls = params.recThrs
+        empty = np.zeros((len(params.iouThrs), 0))
+        limit = params.maxDets[-1]
         scores, matched, ignored, image_of, truths = [], [], [], [], []
         for i, image in enumerate(images):
             if image is None:
@@ -120,11 +165,11 @@ class _Matches:
         self.counted = ~np.concatenate([*ignored, empty.astype(bool)], axis=1)[:, order]
         self.truths = np.asarray(truths)
 
-    def average_precision(self, counts: np.ndarray) -> float:
-        """AP if photograph i occurs `counts[i]` times."""
+    def average_precision(self, counts: np.ndarray) -> float | None:
+        """AP if photograph i occurs `counts[i]` times; None if nobody counts."""
         total = (self.truths * counts).sum()
         if not total:
-            return 0.0
+            return None
         weight = counts[self.image_of] * self.counted
         hits = np.cumsum(weight * self.matched, axis=1)
         misses = np.cumsum(weight * ~self.matched, axis=1)

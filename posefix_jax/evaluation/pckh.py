@@ -47,7 +47,7 @@ def pckh_scores(truth: Truth, rows: Sequence[Pose]) -> Scores:
     unit_of = {image: unit for unit, image in enumerate(truth.images)}
     people, poses = defaultdict(list), defaultdict(list)
     for person in truth.people:
-        if not person.ignored and person.labelled[places].any():
+        if not person.crowd and person.labelled[places].any():
             if person.head_size is None:
                 raise PosefixError(
                     f"annotation {person.annotation_id!r} (image {person.image_id!r}) has neither head_size nor a bbox_head "

@@ -15,13 +15,15 @@ class Truth(NamedTuple):
 
     Attributes:
       images: the annotation file's own entries, by id.
-      people: all annotated people, including those that are ignored.
+      people: all annotated people in file order, including those that are ignored.
       skeleton: their joints.
+      categories: ids of their categories, the main one first.
     """
 
     images: Mapping
     people: Sequence[Person]
     skeleton: Skeleton
+    categories: tuple[int | str, ...] = (1,)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from posefix_jax.core.joint_sets import WHOLEBODY_KEYS
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.formats import Pose
-from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
+from posefix_jax.evaluation.oks import keypoint_scores, truth_of
 from posefix_jax.evaluation.scores import Scores, Truth
 
 PARTS = dict(zip(WHOLEBODY_KEYS, ("body", "feet", "face", "left hand", "right hand"), strict=True))
@@ -16,7 +16,8 @@ PARTS = dict(zip(WHOLEBODY_KEYS, ("body", "feet", "face", "left hand", "right ha
 def whole_body_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
     """The ten COCO keypoint figures of all joints, and AP and AR of each part, as in the data set's own evaluation.
 
-    For a part, a person without a labelled joint is ignored, and a row whose third values are all 0 is left out. A row's
+    A person without a labelled joint of the part (of all joints) is ignored, whatever `num_keypoints` says, and a row
+    without a third value above 0 is left out. The area of a row is that of its body joints, as in xtcocotools. A row's
     score is its `foot_score`, `face_score`, `lefthand_score` or `righthand_score` for a part, its `wholebody_score` for all
     joints, and its `score` if it has no such field.
 
@@ -27,8 +28,14 @@ def whole_body_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
     Returns:
       Scores whose main figure is AP of all joints; units are photographs.
     """
-    whole = [pose._replace(score=pose.extras.get("wholebody_score", pose.score)) for pose in poses]
-    scores = keypoint_scores(truth_of(truth.images, truth.people, truth.skeleton), whole, truth.skeleton)
+    everybody = [replace(person, num_keypoints=None) for person in truth.people]
+    whole = [
+        pose._replace(score=pose.extras.get("wholebody_score", pose.score))
+        for pose in poses
+        if (pose.joints[:, 2] > 0).any()
+    ]
+    body = slice(0, WHOLEBODY_KEYS["keypoints"])
+    scores = keypoint_scores(truth_of(truth.images, everybody, truth.skeleton), whole, truth.skeleton, area_joints=body)
     figures = dict(scores.figures)
     start = 0
     for key, count in WHOLEBODY_KEYS.items():
@@ -41,16 +48,13 @@ def whole_body_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:
             limbs=(),
             groups=truth.skeleton.groups[joints],
         )
-        people = [replace(person, joints=person.joints[joints]) for person in truth.people]
-        score = key.removesuffix("_kpts") + "_score"
+        people = [replace(person, joints=person.joints[joints]) for person in everybody]
+        score = "score" if key == "keypoints" else key.removesuffix("_kpts") + "_score"
         some = [
             pose._replace(joints=pose.joints[joints], score=pose.extras.get(score, pose.score))
             for pose in poses
-            if pose.joints[joints, 2].any()
+            if (pose.joints[joints, 2] > 0).any()
         ]
-        seen = any(not person.ignored for person in people)
-        of_part = dict.fromkeys(FIGURES, 0.0 if seen else -1.0)
-        if some:
-            of_part = keypoint_scores(truth_of(truth.images, people, part), some, part).figures
+        of_part = keypoint_scores(truth_of(truth.images, people, part), some, part).figures
         figures |= {f"AP {part.name}": of_part["AP"], f"AR {part.name}": of_part["AR"]}
     return Scores(figures, scores.main, scores.units, scores.unit, scores.resampled)

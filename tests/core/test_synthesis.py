@@ -142,6 +142,7 @@ def person(case: dict) -> Person:
         labelled=case["labelled"],
         others_xy=case["others_xy"],
         others_labelled=case["others_labelled"],
+        others_area=jnp.full(len(case["others_xy"]), case["area"]),
         area=case["area"],
         overlap=case["overlap"],
         detected_xy=jnp.stack([jnp.where(case["labelled"][:, None], moved, 5.0), jnp.zeros_like(moved)]),

@@ -1,5 +1,6 @@
 import json
 import shutil
+import struct
 from dataclasses import replace
 
 import cv2
@@ -27,6 +28,7 @@ def test_record_round_trip():
         side=64,
         joints=rng.uniform(0, 64, (17, 3)).round(2).astype(np.float32),
         others=rng.uniform(0, 64, (2, 17, 3)).round(2).astype(np.float32),
+        others_area=np.array([6.25, 100.0], np.float32),
         detected=np.zeros((0, 17, 3), np.float32),
         box=(1.0, 2.0, 3.0, 4.0),
         area=12.5,
@@ -39,6 +41,10 @@ def test_record_round_trip():
     for key, value in vars(record).items():
         np.testing.assert_array_equal(getattr(again, key), value)
         assert np.shape(getattr(again, key)) == np.shape(value)
+    old = {key: value for key, value in vars(record).items() if key not in ("jpeg", "others_area")}
+    text = json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in old.items()}).encode()
+    again = Record.decode(struct.pack("<I", len(text)) + text + record.jpeg)
+    np.testing.assert_array_equal(again.others_area, [12.5, 12.5])  # the rule of the version that wrote it
     for broken in (b"", b"\x00", record.encode()[:20], b"\xff\xff\xff\xff{}"):
         with pytest.raises(ValueError):
             Record.decode(broken)

@@ -54,6 +54,8 @@ def test_shares_and_what_comes_together():
     table = transitions(matched, matched, labelled)
     assert table.sum() == labelled.sum() and (table == np.diag(np.diag(table))).all()
     # Newcombe 1998, table I: 81 of 263 is 0.2553 to 0.3662; 0 of 20 is 0 to 0.1611.
+    total = np.arange(1, 200)
+    assert (wilson(0 * total, total)[0] == 0).all() and (wilson(total, total)[1] == 1).all()
     np.testing.assert_allclose(wilson([81, 0], [263, 20]), [[0.2553, 0], [0.3662, 0.1611]], atol=5e-5)
 
 

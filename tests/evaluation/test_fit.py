@@ -12,8 +12,11 @@ from test_synthesis import TOGETHER
 from posefix_jax.cli import main
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.synthesis import PAPER, ErrorModel, Person, from_model, read_error_model
+from posefix_jax.data.coco import OVERLAP_IOU, box_iou
 
 PEOPLE, AREA = 1500, 400.0
+HALF = ((0.03, 0.06), (0.06, 0.08), (0.14, 0.2), (0.2, 0.36), (0.22, 0.5), (0.1, 0.52), (0.11, 0.75), (0.12, 0.96))
+"""Right half of a standing figure of height 1, from eye to ankle"""
 
 
 def without_swaps(model: ErrorModel) -> ErrorModel:
@@ -31,7 +34,7 @@ def write_draws(folder, model: ErrorModel):
 
     def draw(key, xy):
         nobody = jnp.zeros((0, 17, 2)), jnp.zeros((0, 17), bool)
-        person = Person(xy, jnp.ones(17, bool), *nobody, jnp.float32(AREA), jnp.int32(0), *nobody)
+        person = Person(xy, jnp.ones(17, bool), *nobody, jnp.zeros(0), jnp.float32(AREA), jnp.int32(0), *nobody)
         return from_model(model, COCO)(key, person)
 
     keys = jax.random.split(jax.random.key(1), PEOPLE)
@@ -98,6 +101,74 @@ def test_recovers_how_errors_come_together(tmp_path):
     assert found.lengths == () and "swap: 0 joints" in (tmp_path / "m.json").read_text()
     alone, _ = fitted(tmp_path, "--no-correlation")
     assert not np.any(alone.together) and alone.rates == found.rates
+
+
+def write_crowds(folder, photographs=300):
+    """Three overlapping people of different sizes in each photograph, a small one apart, and draws of the paper's errors.
+
+    Returns:
+      The kinds drawn, [people, 17].
+    """
+    rng = np.random.default_rng(0)
+    figure = np.array([(0.5, 0.08), *[(0.5 + s * x, y) for x, y in HALF for s in (1, -1)]])
+    size = rng.uniform(80, 260, (photographs, 4))
+    size[:, 3] = 40
+    corner = 100 + rng.uniform(0, 50, (photographs, 4, 2))
+    corner[:, 3] += 500
+    xy = corner[:, :, None] + size[..., None, None] * (figure + rng.normal(0, 0.02, (photographs, 4, 17, 2)))
+    box = np.concatenate([corner, np.stack([0.6 * size, size], axis=-1)], axis=-1)
+    area = 0.3 * size**2
+    near = np.array([[box_iou(b, boxes) >= OVERLAP_IOU for b in boxes] for boxes in box]) & ~np.eye(4, dtype=bool)
+
+    def draw(key, xy, others_xy, others, area, others_area):
+        none = jnp.zeros((0, 17, 2)), jnp.zeros((0, 17), bool)
+        on = jnp.broadcast_to(others[:, None], (4, 17))
+        overlap = others.sum()
+        person = Person(xy, jnp.ones(17, bool), others_xy, on, others_area, area, overlap, *none)
+        return from_model(dataclasses.replace(PAPER, crowded=((17, 1),)), COCO)(key, person)
+
+    keys = jax.random.split(jax.random.key(2), photographs * 4).reshape(photographs, 4)
+    in_photograph = jax.vmap(draw, in_axes=(0, 0, None, 0, 0, None))
+    pose = jax.tree.map(
+        np.asarray,
+        jax.jit(jax.vmap(in_photograph))(
+            keys, *(jnp.asarray(a, jnp.float32) for a in (xy, xy)), near, *[jnp.asarray(area, jnp.float32)] * 2
+        ),
+    )
+    ids = [(i, p) for i in range(photographs) for p in range(4)]
+
+    def flat(xy, last):
+        return np.concatenate([xy, np.full((17, 1), last)], axis=1).reshape(-1).tolist()
+
+    truth = {
+        "images": [{"id": i, "width": 900, "height": 900} for i in range(photographs)],
+        "categories": [{"id": 1, "name": "person", "keypoints": list(COCO.joints), "skeleton": []}],
+        "annotations": [
+            {"id": 4 * i + p, "image_id": i, "category_id": 1, "iscrowd": 0, "area": area[i, p],
+             "bbox": box[i, p].tolist(), "keypoints": flat(xy[i, p], 2), "num_keypoints": 17}
+            for i, p in ids
+        ],
+    }  # fmt: skip
+    rows = [{"image_id": i, "category_id": 1, "keypoints": flat(pose.xy[i, p], 1), "score": 0.5} for i, p in ids]
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "found.json").write_text(json.dumps(rows))
+    return pose.kind.reshape(-1, 17)
+
+
+@pytest.mark.slow
+def test_swaps_of_crowds_are_recovered(tmp_path):
+    """Sizes differ, and a joint may come to lie on somebody who does not overlap: the kinds are still those drawn."""
+    kinds = write_crowds(tmp_path)
+    _, evidence = fitted(tmp_path, "--no-correlation")
+    found = np.sum([of["counts"] for of in evidence["groups"].values()], axis=(0, 1, 2))
+    drawn = np.bincount(kinds.reshape(-1), minlength=5)
+    assert evidence["people"] > 0.97 * len(kinds)
+    np.testing.assert_allclose(found / found.sum(), drawn / drawn.sum(), atol=0.004)
+    groups, inside = np.array(COCO.groups), []
+    for group, of in evidence["groups"].items():
+        for kind, (low, high) in enumerate(of["interval"].values()):
+            inside.append(low <= (kinds[:, groups == group] == kind).mean() <= high)
+    assert np.mean(inside) >= 0.95
 
 
 def test_mistakes(tmp_path, capsys):

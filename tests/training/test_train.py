@@ -442,7 +442,7 @@ def assert_traces(config: Config) -> None:
             jax.ShapeDtypeStruct((b, *shape), dtype)
             for shape, dtype in (
                 ((384, 384, 3), jnp.uint8), ((k, 2), jnp.float32), ((k,), bool), ((4, k, 2), jnp.float32),
-                ((4, k), bool), ((), jnp.int32), ((8, k, 2), jnp.float32), ((8, k), bool), ((4,), jnp.float32),
+                ((4, k), bool), ((4,), jnp.float32), ((), jnp.int32), ((8, k, 2), jnp.float32), ((8, k), bool), ((4,), jnp.float32),
                 ((), jnp.float32), ((), jnp.float32), ((), jnp.int32), ((), jnp.int32),
             )
         )

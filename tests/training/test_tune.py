@@ -22,7 +22,19 @@ def person() -> Person:
     nobody = np.zeros((0, K, 2), np.float32)
     labelled = np.arange(K) != 3
     return Person(
-        *map(jnp.asarray, (xy, labelled, nobody, np.zeros((0, K), bool), np.float32(9000), np.int32(0), detected)),
+        *map(
+            jnp.asarray,
+            (
+                xy,
+                labelled,
+                nobody,
+                np.zeros((0, K), bool),
+                np.zeros(0, np.float32),
+                np.float32(9000),
+                np.int32(0),
+                detected,
+            ),
+        ),
         jnp.ones((1, K), bool),
     )
 

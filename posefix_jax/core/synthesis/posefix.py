@@ -44,6 +44,7 @@ def synthesize_pose(
     skeleton: Skeleton,
     errors: ErrorModel,
     overlap: Int[Array, ""] | None = None,
+    others_area: Float[Array, " N"] | None = None,
 ) -> SyntheticPose:
     """Adds the errors of an estimator to a true pose, and says which error each joint got.
 
@@ -66,6 +67,8 @@ def synthesize_pose(
       skeleton: static.
       errors: static; checks itself when built, so nothing raises here.
       overlap: number of people who overlap this one; by default those in `others_xy` with a labelled joint.
+      others_area: the neighbors' areas, which scale the radii around their joints, as in `taxonomy`; by default the
+        person's own, as in the released code.
 
     Returns:
       The synthetic joints, their presence, and an `ErrorKind` each.
@@ -76,7 +79,8 @@ def synthesize_pose(
     overlap = others_labelled.any(axis=-1).sum() if overlap is None else overlap
 
     slots = _make_slots(others_xy.shape[0], errors)
-    scene = _scene(xy, labelled, others_xy, others_labelled, area, skeleton, errors)
+    others_area = jnp.broadcast_to(area, others_xy.shape[:1]) if others_area is None else others_area
+    scene = _scene(xy, labelled, others_xy, others_labelled, area, others_area, skeleton, errors)
     lattice = _lattice(uniform[0], uniform[1])
     room = _room(scene, slots, lattice, skeleton, errors)
     kind, slot, stuck = _draw(correlation_key, uniform[2:], room, slots, labelled, overlap, skeleton, errors)
@@ -111,9 +115,11 @@ class _Scene(NamedTuple):
     """the first source less the second"""
     apart: Float[Array, "S S K"]
     """squared distance"""
-    unit: Float[Array, " K"]
+    area: Float[Array, " S"]
+    """of the person whose joint it is"""
+    unit: Float[Array, "S K"]
     """the distance at which KS is exp(-1/2): d(ks) = unit sqrt(-2 ln ks)"""
-    jitter_radius: Float[Array, " K"]
+    jitter_radius: Float[Array, "S K"]
 
 
 class _Lattice(NamedTuple):
@@ -145,7 +151,9 @@ def _make_slots(num_others: int, errors: ErrorModel) -> _Slots:
     return _Slots(kind, source, weight, inner, outer)
 
 
-def _scene(xy, labelled, others_xy, others_labelled, area, skeleton: Skeleton, errors: ErrorModel) -> _Scene:
+def _scene(
+    xy, labelled, others_xy, others_labelled, area, others_area, skeleton: Skeleton, errors: ErrorModel
+) -> _Scene:
     twin, has_twin = skeleton.flip_index, skeleton.has_twin
     xy = jnp.where(labelled[:, None], xy, 0.0)
     others_xy = jnp.where(others_labelled[..., None], others_xy, 0.0)
@@ -155,10 +163,11 @@ def _scene(xy, labelled, others_xy, others_labelled, area, skeleton: Skeleton, e
         [labelled[None], twin_labelled[None], others_labelled, others_labelled[:, twin] & has_twin[None]]
     )
     sigmas = skeleton.sigmas if not errors.sigma else [errors.sigma] * skeleton.num_joints
-    unit = 2 * np.asarray(sigmas, np.float32) * jnp.sqrt(area)
+    area = jnp.maximum(jnp.concatenate([jnp.stack([area, area]), others_area, others_area]), 1e-6)
+    unit = 2 * np.asarray(sigmas, np.float32)[None] * jnp.sqrt(area)[:, None]
     between = source_xy[:, None] - source_xy[None, :]
     jitter_radius = unit * np.sqrt(-2 * np.log(errors.jitter_ks)).astype(np.float32)
-    return _Scene(source_xy, exists, between, (between**2).sum(axis=-1), unit, jitter_radius)
+    return _Scene(source_xy, exists, between, (between**2).sum(axis=-1), area, unit, jitter_radius)
 
 
 def _lattice(length_offset: Float[Array, " K"], angle_offset: Float[Array, " K"]) -> _Lattice:
@@ -173,7 +182,8 @@ def _room(
     """The room in each ring: its weight times the lattice points in it that meet the condition of its kind."""
     kind, source = slots.kind[:, None, None], slots.source[:, None, None]
     inner, outer = slots.inner[:, None, None], slots.outer[:, None, None]
-    length = _length(scene, kind, inner, outer, lattice.share[None], skeleton, errors)
+    unit = scene.unit[slots.source][:, None]
+    length = _length(unit, kind, inner, outer, lattice.share[None], skeleton, errors)
     along = jnp.einsum("stkx,ckx->stck", scene.between, lattice.direction)
     meets = _meets(
         scene,
@@ -217,7 +227,8 @@ def _place(
     low, high = ((part.astype(jnp.float32) + 0.5) / 2**16 for part in (words & 0xFFFF, words >> 16))
     inner, outer = (jnp.asarray(radius)[slot][None, None] for radius in (slots.inner, slots.outer))
     share = jnp.concatenate([low, lattice.share])[None]
-    length = _length(scene, kind[None, None], inner, outer, share, skeleton, errors)  # [1, C, K]
+    unit = scene.unit[source, joint][None, None]
+    length = _length(unit, kind[None, None], inner, outer, share, skeleton, errors)  # [1, C, K]
     direction = jnp.concatenate([_direction(high), lattice.direction])
     between, apart = scene.between[source, :, joint], scene.apart[source, :, joint]  # [K, T, 2], [K, T]
     meets = _meets(
@@ -232,11 +243,11 @@ def _place(
     return scene.source_xy[source, joint] + length[first, joint][:, None] * direction[first, joint]
 
 
-def _length(scene: _Scene, kind, inner, outer, uniform, skeleton: Skeleton, errors: ErrorModel) -> Array:
+def _length(unit, kind, inner, outer, uniform, skeleton: Skeleton, errors: ErrorModel) -> Array:
     """Uniform numbers [Q, C, K] as distances from the source, by the error model's lengths within a ring."""
     quantiles = errors.length_table(skeleton)
     share = uniform if quantiles is None else _quantile(jnp.asarray(quantiles), kind, uniform)
-    return scene.unit[None, None] * (inner + (outer - inner) * share)
+    return unit * (inner + (outer - inner) * share)
 
 
 def _meets(scene: _Scene, kind, source, length, apart, along) -> Array:
@@ -247,12 +258,15 @@ def _meets(scene: _Scene, kind, source, length, apart, along) -> Array:
       along: function of a target: dot product of the candidate's direction with source less target.
     """
     is_miss, is_swap = kind == ErrorKind.MISS, kind == ErrorKind.SWAP
-    least = scene.jitter_radius[None, None] ** 2 * (1 - 1e-5)
+    source_area = scene.area[source]
     allowed = True
     for target in range(scene.source_xy.shape[0]):
         # The squared distance of candidate s + r e to target t is |s - t|^2 + 2 r e.(s - t) + r^2.
         excess = apart(target) + 2 * length * along(target)
-        far_enough = jnp.where(is_miss, excess + length**2 >= least, excess > 0)
+        # KS goes by squared distance over area: the source is more similar than a target if d_t^2 / a_t > r^2 / a_s.
+        less_similar = excess + length**2 * (1 - scene.area[target] / source_area) > 0
+        least = scene.jitter_radius[target][None, None] ** 2 * (1 - 1e-5)
+        far_enough = jnp.where(is_miss, excess + length**2 >= least, less_similar)
         # The own source is trivially nearest. A swap needs to be far from the person's own two joints only.
         exempt = (source == target) & ~is_miss | is_swap & (target >= _FOREIGN)
         allowed &= far_enough | ~scene.exists[target][None, None] | exempt

@@ -25,6 +25,7 @@ class Person(NamedTuple):
       labelled: where False the joint has no true place and `xy` must not be used.
       others_xy: nearest people, padded to N.
       others_labelled: False on padding.
+      others_area: the neighbors' areas, pixels squared; any on padding.
       area: the person's area, pixels squared.
       overlap: number of people who overlap this one.
       detected_xy, detected: M poses that real estimators found for the person; padding has no joint.
@@ -34,6 +35,7 @@ class Person(NamedTuple):
     labelled: Bool[Array, " K"]
     others_xy: Float[Array, "N K 2"]
     others_labelled: Bool[Array, "N K"]
+    others_area: Float[Array, " N"]
     area: Float[Array, ""]
     overlap: Int[Array, ""]
     detected_xy: Float[Array, "M K 2"]
@@ -63,6 +65,7 @@ def from_model(errors: ErrorModel, skeleton: Skeleton) -> Synthesizer:
             skeleton=skeleton,
             errors=errors,
             overlap=person.overlap,
+            others_area=person.others_area,
         )
 
     return synthesize
@@ -270,7 +273,7 @@ def _checked(synthesize: Synthesizer, name: str, skeleton: Skeleton) -> Synthesi
     """
     k = skeleton.num_joints
     one, two = jnp.zeros((1, k, 2)), jnp.zeros((1, k), bool)
-    person = Person(one[0], two[0], one, two, jnp.float32(1), jnp.int32(0), one, two)
+    person = Person(one[0], two[0], one, two, jnp.ones(1), jnp.float32(1), jnp.int32(0), one, two)
     expected = jax.eval_shape(none(skeleton), jax.random.key(0), person)
     try:
         found = jax.eval_shape(synthesize, jax.random.key(0), person)
@@ -298,8 +301,7 @@ def _without_confusion(model: ErrorModel) -> ErrorModel:
 
 
 def _classified(xy, present, person: Person, skeleton: Skeleton) -> SyntheticPose:
-    """A pose, and the kinds of error by its places. Neighbors, whose area is unknown, count with the person's area."""
-    others_area = jnp.broadcast_to(person.area, person.others_labelled.shape[:1])
+    """A pose, and the kinds of error by its places."""
     kind = classify_joints(
         xy,
         present,
@@ -308,7 +310,7 @@ def _classified(xy, present, person: Person, skeleton: Skeleton) -> SyntheticPos
         person.area,
         others_xy=person.others_xy,
         others_labelled=person.others_labelled,
-        others_area=others_area,
+        others_area=person.others_area,
         skeleton=skeleton,
         xp=jnp,
     )
