@@ -294,6 +294,67 @@ def test_rows_of_one_photograph_that_stand_apart(identity, photographs, tmp_path
     assert not (tmp_path / "o").exists() and not (tmp_path / "o.writing").exists()
 
 
+NAN = float("nan")
+ABSENT = {
+    "coco": [(0, 0, 0.9), (5, 5, 0), (5, 5, -1), (NAN, 5, 0.9), (None, None, None), (5, 5, None)],
+    "coco-annotations": [(5, 5, 0), (None, 5, 2)],
+    "detectron2": [(0, 0, 0.9), (NAN, NAN, 0.9)],
+    "openpose": [(0, 0, 0), (5, 5, 0), (None, 5, 1)],
+    "mmpose": [(5, 5, 0), (NAN, 5, 0.9), (5, 5, None)],
+    "mediapipe": [(0.1, 0.1, 0), (None, 0.1, 0.9)],
+    "posetrack17": [(5, 5, 0), (None, 5, 1)],
+}
+"""What the tools of each format write for a joint that they did not find."""
+
+
+@pytest.mark.parametrize(("form", "values"), [(form, values) for form, some in ABSENT.items() for values in some])
+def test_joints_that_are_missing_by_the_rule_of_the_format(form, values, tmp_path):
+    """Score 0; a file that is not changed keeps their characters, and one that is filled in loses them."""
+    (name, text), *_ = samples()[form][0]
+    document = json.loads(text) if not name.endswith(".jsonl") else json.loads(text.splitlines()[0])
+    put_joint(document, dict(zip(("x", "y", "score"), values, strict=True)))
+    path = tmp_path / name
+    path.write_text(json.dumps(document))
+    file = open_pose_file(str(path), skeleton=None, preferred=COCO)
+    elements = list(file.elements())
+    pose = elements[0].poses[0]
+    assert pose.joints[0, 2] <= 0 and (pose.joints[1:, 2] > 0).all() and np.isfinite(pose.joints).all()
+    same = "".join(
+        e.lead + file.format.edited(file, Edit(e, {0: pose.joints} if e is elements[0] else {})) for e in elements
+    )
+    assert same == path.read_text()
+    joints = np.array(pose.joints)
+    joints[0] = 0.5, 0.25, 0.75
+    filled = "".join(
+        e.lead + file.format.edited(file, Edit(e, {0: joints} if e is elements[0] else {})) for e in elements
+    )
+    path.write_text(filled)
+    again = next(iter(open_pose_file(str(path), skeleton=None, preferred=COCO).elements())).poses[0].joints
+    assert again[0, :2].tolist() == [0.5, 0.25] and again[0, 2] > 0
+    np.testing.assert_array_equal(again[1:], joints[1:])
+
+
+def put_joint(value, joint: dict) -> bool:
+    """Gives the first joint of the first person of a document other values, in any form of `samples`."""
+    x, y, score = joint["x"], joint["y"], joint["score"]
+    if isinstance(value, dict):
+        for key in ("keypoints", "pose_keypoints_2d"):
+            if isinstance(value.get(key), list) and not isinstance(value[key][0], str):
+                if isinstance(value[key][0], list):
+                    value[key][0], value["keypoint_scores"][0] = [x, y], score
+                else:
+                    value[key][:3] = x, y, score
+                return True
+        if "point" in value:
+            value["point"][0] |= {"x": [x], "y": [y], "score": [score]}
+            return True
+        if "visibility" in value:
+            value |= {"x": x, "y": y, "visibility": score}
+            return True
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(put_joint(one, joint) for one in inner)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -368,7 +429,9 @@ def test_any_results_file_round_trips(data):
     elements = list(document.elements())
     assert "".join(e.lead + document.format.edited(document, Edit(e)) for e in elements) == text
     for row, element in zip(rows, elements, strict=False):
-        assert element.poses[0].joints.reshape(-1).tolist() == row["keypoints"]
+        expected = np.array(row["keypoints"], np.float64).reshape(-1, 3)
+        expected[~expected[:, :2].any(axis=1), 2] = 0  # (0, 0) is how a result says that a joint is missing
+        np.testing.assert_array_equal(element.poses[0].joints, expected)
 
 
 def test_every_skeleton_is_what_it_says():
@@ -551,7 +614,7 @@ def test_what_a_format_cannot_hold_is_said_before_anything_is_refined(identity, 
     pose = bodies(COCO)[0]
     for rows, to, message in (
         (
-            [row_of(1, np.where(pose == pose[0, 0], np.nan, pose))],
+            [row_of(1, np.where(pose == pose[0, 0], np.inf, pose))],
             "mmpose",
             "a value is not finite; mmpose cannot hold",
         ),

@@ -96,6 +96,8 @@ class Format:
       fraction: coordinates are fractions of the image's width and height.
       row_per_person: an element is one person, so that a person can be left out.
       score_path: where a person's score is within the person; empty if a score cannot be written in place.
+      missing_at: a joint is missing if its x and y both equal one of these, whatever its score; beside the rules of every
+        format (a score of 0 or below; a value that is null or NaN).
 
     Attributes of formats that can be written anew:
       writable: whether it can.
@@ -113,6 +115,7 @@ class Format:
     fraction = False
     row_per_person = False
     score_path: tuple[str, ...] = ()
+    missing_at: tuple[float, ...] = ()
 
     writable = False
     written_skeleton: Skeleton | None = None
@@ -142,7 +145,7 @@ class Format:
                                 f"has {3 * len(pose.joints)} keypoint values, expected {3 * file.skeleton.num_joints} "
                                 f"(x, y, score of the {file.skeleton.num_joints} joints of {file.skeleton.name})"
                             )
-                        poses.append(pose)
+                        poses.append(self.marked(pose))
                 except PROBLEMS as error:
                     raise file.unfit(row, error) from error
                 yield Element(lead, text, poses, first=row == 0)
@@ -157,7 +160,7 @@ class Format:
                     for pose in self.people(value, text, file) if text else ():
                         if found and len(pose.joints) != len(found[0]):
                             return found
-                        found.append(pose.joints)
+                        found.append(self.marked(pose).joints)
                         if len(found) >= most:
                             return found
                 except PROBLEMS as error:
@@ -173,6 +176,17 @@ class Format:
     def people(self, value: object, text: str, file: "PoseFile") -> Iterator[Pose]:
         """The people of an element; raises one of `PROBLEMS` where it has the wrong form."""
         raise NotImplementedError
+
+    def marked(self, pose: Pose) -> Pose:
+        """The pose with 0, 0, 0 for a joint with a null or NaN, and score 0 for one whose place says that it is missing."""
+        joints = pose.joints
+        if (unknown := np.isnan(joints)).any():
+            joints = np.where(unknown.any(axis=1, keepdims=True), 0.0, joints)
+        for value in self.missing_at:
+            if (at := joints[:, 0] == value).any():
+                joints = np.array(joints)
+                joints[at & (joints[:, 1] == value), 2] = 0.0
+        return pose if joints is pose.joints else pose._replace(joints=joints)
 
     def has_score(self, file: "PoseFile") -> bool:
         """Whether a person of the file has a score that can be changed in place."""

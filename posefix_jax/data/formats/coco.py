@@ -24,6 +24,8 @@ class CocoResults(JsonFormat):
     element_keys: tuple[str, ...] = ("keypoints",)
     row_per_person = True
     score_path = ("score",)
+    # COCO recommends 1 for the third value of every joint of a result, so that only (0, 0) is left to mark an absent one.
+    missing_at: tuple[float, ...] = (0.0,)
     writable = True
     groups_people = False
 
@@ -85,6 +87,7 @@ class CocoAnnotations(CocoResults):
     name = "coco-annotations"
     element_keys = ()
     members = ("annotations", "images", "categories")
+    missing_at = ()  # the visibility says it
     visible = 2
     head = '{"annotations": ['
     lists_images = True

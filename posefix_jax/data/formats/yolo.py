@@ -19,6 +19,7 @@ class Yolo(Format):
 
     name = "yolo"
     fraction = True
+    missing_at = (0.0,)  # written for a joint below Ultralytics' own limit, with its confidence beside it
     writable = True
     head, between, tail = "", "\n", "\n"
     suffix = ".txt"
@@ -37,9 +38,7 @@ class Yolo(Format):
         values = np.array([float(word) for word in text.split()])
         each = _values_per_joint(len(values), joints)
         pose = values[5 : 5 + each * joints].reshape(joints, each)
-        # Ultralytics writes 0 0 for a joint below its confidence, and the confidence beside it.
-        placed = (pose[:, :2] != 0).any(axis=1)
-        scores = np.where(placed, pose[:, 2], 0.0) if each == 3 else placed
+        scores = pose[:, 2] if each == 3 else np.ones(joints)
         rest = text.split()[5 + each * joints :]
         # A lone whole number beyond 1 is a track without a confidence.
         lone = len(rest) == 1 and rest[0].isdecimal() and int(rest[0]) > 1
