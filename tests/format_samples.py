@@ -53,6 +53,25 @@ def samples() -> dict:
     def yolo(pose, tail=""):
         return " ".join(["0  0.5 0.5 0.25 0.5", *(f"{v:.6g}" for v in flat(part_of(pose)))]) + tail + "\n"
 
+    def table(delimiter, end, *rows):
+        return "".join(delimiter.join(map(str, row)) + end for row in rows)
+
+    def cells(pose, lacking=("", "", "")):
+        return [v for joint in pose.tolist() for v in (joint if joint[2] else lacking)]
+
+    columns = [f"{joint}_{axis}" for joint in COCO.joints for axis in ("x", "y", "score")]
+    quoted = [f'"{j.title()} {a}"' for j in COCO.joints for a in ("X", "Y", "Confidence")]
+    nodes = [f"{joint}.{axis}" for joint in COCO.joints for axis in ("x", "y", "score")]
+    people = ((1, a), (1, b), (2, c))
+    named = [(f"{image:012d}.png", pose) for image, pose in people]
+    by_joint = [
+        [f"{image:012d}.png", f"p{i}", joint, *values, ""]
+        for i, (image, pose) in enumerate(people)
+        for joint, values in zip(COCO.joints, pose.tolist(), strict=True)
+        if values[2]
+    ]
+    coords = ["x", "y", "likelihood"]
+    pair = [[image, *cells(one), *cells(two)] for image, one, two in ((1, a, b), (2, c, np.zeros((17, 3))))]
     images = [{"id": i, "file_name": f"{i:012d}.png", "width": WIDTH} for i in (1, 2)]
     category = {"id": 1, "name": "person", "keypoints": list(COCO.joints)}
     rows = [row(1, a, track="kept"), row(1, b, bbox=[1.50, 2e1, 3, 4]), row(2, c)]
@@ -119,6 +138,74 @@ def samples() -> dict:
         "mediapipe": (
             [("m.jsonl", "\n".join(json.dumps({"image_id": i + 1, "landmarks": [marks(x)]}) for i, x in enumerate(m)))],
             BLAZEPOSE,
+        ),
+        "csv": (
+            [
+                (
+                    "t.csv",
+                    table(
+                        ",",
+                        "\n",
+                        ["image_id", "note", *columns, "score"],
+                        *([i, "", *cells(p), 0.5] for i, p in people),
+                    ),
+                )
+            ],
+            COCO,
+        ),
+        # A spreadsheet's: a byte order mark, semicolons, quotes, DOS line ends, an empty line.
+        "csv-quoted": (
+            [
+                (
+                    "t.csv",
+                    "\ufeff"
+                    + table(
+                        ";",
+                        "\r\n",
+                        ['"File name"', *quoted, "Note"],
+                        *([f'"{i}"', *cells(p, ("NaN", " ", "0")), '"a ; ""b"""'] for i, p in named),
+                    )
+                    + "\r\n",
+                )
+            ],
+            COCO,
+        ),
+        "csv-joints": (
+            [("t.tsv", table("\t", "\n", ["frame", "person", "joint", "x", "y", "likelihood", "z"], *by_joint))],
+            COCO,
+        ),
+        # https://sleap.ai/guides/proofreading.html (Export Analysis CSV)
+        "sleap-csv": (
+            [
+                (
+                    "a.csv",
+                    table(
+                        ",",
+                        "\n",
+                        ["track", "frame_idx", "instance.score", *nodes],
+                        *(["", i, 0.9, *cells(p)] for i, p in people),
+                    ),
+                )
+            ],
+            COCO,
+        ),
+        # https://deeplabcut.github.io/DeepLabCut/docs/standardDeepLabCut_UserGuide.html
+        "deeplabcut": (
+            [
+                (
+                    "d.csv",
+                    table(
+                        ",",
+                        "\n",
+                        ["scorer", *["DLC_resnet50"] * 102],
+                        ["individuals", *["m1"] * 51, *["m2"] * 51],
+                        ["bodyparts", *[joint for joint in COCO.joints for _ in coords] * 2],
+                        ["coords", *coords * 34],
+                        *pair,
+                    ),
+                )
+            ],
+            COCO,
         ),
         "yolo": ([("1.txt", yolo(a) + yolo(b, " 0.9 3")), ("2.txt", yolo(c, " 0.5")), ("3.txt", "")], COCO),
     }

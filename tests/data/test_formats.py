@@ -139,7 +139,7 @@ def test_one_joint_changes_its_own_characters(sample):
     for old, new in zip(before, after, strict=True):
         assert new[4, :2].tolist() == [0.25, 0.5]
         np.testing.assert_array_equal(new[others], old[others])
-    if name not in ("yolo", "coco-lines", "mediapipe"):  # one document of JSON
+    if file.name.endswith((".json", ".json.gz")):
         assert json_without_numbers(json.loads(out)) == json_without_numbers(json.loads(content(file)))
 
 

@@ -2,6 +2,8 @@
 
 from posefix_jax.data.formats.base import Edit, Element, Format, JsonFormat, Photograph, Pose, PoseFile
 from posefix_jax.data.formats.coco import CocoAnnotations, CocoResults, CocoWholeBody, Detectron2
+from posefix_jax.data.formats.csv import Csv, CsvJoints
+from posefix_jax.data.formats.deeplabcut import DeepLabCut
 from posefix_jax.data.formats.mediapipe import MediaPipe
 from posefix_jax.data.formats.mmpose import MMPose, MMPoseImage
 from posefix_jax.data.formats.openpose import OpenPose
@@ -24,13 +26,16 @@ FORMATS: dict[str, Format] = {
         PoseTrack17(),
         Yolo(),
         Parquet(),
+        DeepLabCut(),
+        CsvJoints(),
+        Csv(),
     )
 }
 """Every format by name."""
 
 WRITABLE = {
     name: FORMATS[name]
-    for name in ("coco", "coco-annotations", "mmpose", "openpose", "posetrack17", "mediapipe", "yolo", "parquet")
+    for name in ("coco", "coco-annotations", "mmpose", "openpose", "posetrack17", "mediapipe", "yolo", "parquet", "csv")
 }
 """Those that `--to` writes."""
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.image_sources import open_binary
-from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, Readable, edit
+from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
+from posefix_jax.data.text_lines import Readable
 from posefix_jax.types import PosefixError
 
 ImageId = int | str
@@ -102,7 +103,7 @@ class Format:
     Attributes of formats that can be written anew:
       writable: whether it can.
       written_skeleton: the joints of every such file; None: those of the input.
-      head, between, tail: the text around and between the elements of a file.
+      head, between, tail: the text around and between the elements of a file; see also `head_of`, `tail_of`.
       suffix: of the one file per photograph, where there is one per photograph; else "".
       writes_score: a person has a score.
       groups_people: the people of a photograph share one element.
@@ -168,6 +169,10 @@ class Format:
                         return found
                     raise file.unfit(row, error) from error
         return found
+
+    def skeleton_in(self, file: "PoseFile") -> Skeleton | None:
+        """The joints that the file itself names; None if it names none. Raises PosefixError."""
+        return self.skeleton
 
     def items(self, opened: Readable, file: "PoseFile") -> Iterator[Item]:
         """The elements' texts and values."""
@@ -245,6 +250,10 @@ class Format:
             (self.file_of(p.image, p.name), "".join(text + "\n" for text in self.compose(p)).encode())
             for p in photographs
         ]
+
+    def head_of(self, joints: Sequence[str]) -> str:
+        """The text before the first element, given the joints that are written."""
+        return self.head
 
     def tail_of(self, images: Sequence[Sequence], joints: Sequence[str]) -> str:
         """The text after the last element, given the images (id, name) and the joints that were written."""
