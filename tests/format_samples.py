@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from posefix_jax.core.joint_sets import BLAZEPOSE, COCO, OPENPOSE18, OPENPOSE25, POSETRACK, POSETRACK17
+from posefix_jax.core.joint_sets import BLAZEPOSE, COCO, MPII, OPENPOSE18, OPENPOSE25, POSETRACK, POSETRACK17
 
 WIDTH, HEIGHT = 320, 240
 
@@ -46,6 +46,43 @@ def samples() -> dict:
     def marks(pose):
         return [{"x": x, "y": y, "z": -0.1, "visibility": s} for x, y, s in part_of(pose).tolist()]
 
+    def named_marks(pose, names):
+        return [{"name": n, **mark} for n, mark in zip(names, marks(pose), strict=True) if mark["visibility"]]
+
+    def by_name(pose, names):
+        return {mark.pop("name"): mark for mark in named_marks(pose, names)}
+
+    def result(pose):
+        x, y, s = pose.T.tolist()
+        keypoints = {"x": x, "y": y, "visible": s}
+        box = {"x1": 1.5, "y1": 2.0, "x2": 30.0, "y2": 40.0}
+        return {"name": "person", "class": 0, "confidence": 0.91, "box": box, "keypoints": keypoints}
+
+    def keyed(people, joints, *images):
+        found = zip(images, ([e[0], e[1]], [e[2]]), strict=True)
+        return {
+            f"{i:012d}.png": {"version": "AlphaPose v0.3", people: [{joints: flat(p)} for p in poses]}
+            for i, poses in found
+        }
+
+    def tracked_by_flow(pose, track):
+        return {"keypoints": flat(pose), "scores": 2.5, "box": [1, 2, 3, 4], "idx": track}
+
+    def mpii(image, pose):
+        seen = pose[:, 2] > 0
+        xy = np.where(seen[:, None], pose[:, :2] + 1, -1.0).tolist()
+        return {
+            "joints_vis": [int(v) for v in seen],
+            "joints": xy,
+            "image": f"{image:012d}.png",
+            "scale": 3.0,
+            "center": [9, 8],
+        }
+
+    def kinetics(frame, *poses):
+        people = [{"pose": part_of(p)[:, :2].reshape(-1).tolist(), "score": p[:, 2].tolist()} for p in poses]
+        return {"frame_index": frame, "skeleton": people}
+
     def openpose(*poses):
         people = [{"person_id": [-1], "pose_keypoints_2d": flat(pose), "face_keypoints_2d": []} for pose in poses]
         return json.dumps({"version": 1.3, "people": people})
@@ -79,6 +116,8 @@ def samples() -> dict:
     o = bodies(OPENPOSE25)
     p = bodies(POSETRACK17)
     m = bodies(BLAZEPOSE)
+    e = bodies(OPENPOSE18)
+    h = bodies(MPII)
     lines = "\n".join(json.dumps(r) for r in rows)
     return {
         "coco": ([("r.json", json.dumps(rows, indent=1))], COCO),
@@ -138,6 +177,77 @@ def samples() -> dict:
         "mediapipe": (
             [("m.jsonl", "\n".join(json.dumps({"image_id": i + 1, "landmarks": [marks(x)]}) for i, x in enumerate(m)))],
             BLAZEPOSE,
+        ),
+        "mediapipe-named": (
+            [
+                ("1.json", json.dumps([named_marks(m[0], BLAZEPOSE.joints), named_marks(m[1], BLAZEPOSE.joints)])),
+                (
+                    "2.json",
+                    json.dumps({"frame": 2, "pose_landmarks": by_name(m[2], list(map(str.upper, BLAZEPOSE.joints)))}),
+                ),
+            ],
+            BLAZEPOSE,
+        ),
+        "mediapipe-by-name": (
+            [
+                (
+                    "m.jsonl",
+                    "\n".join(json.dumps({"image_id": i + 1, **by_name(x, BLAZEPOSE.joints)}) for i, x in enumerate(m)),
+                )
+            ],
+            BLAZEPOSE,
+        ),
+        # https://docs.ultralytics.com/reference/engine/results/ (to_json)
+        "ultralytics": (
+            [
+                ("1.json", json.dumps([result(a), result(b)], indent=2)),
+                ("2.json", json.dumps([result(c)])),
+                ("3.json", "[]"),
+            ],
+            COCO,
+        ),
+        # https://github.com/MVIG-SJTU/AlphaPose/blob/master/docs/output.md
+        "alphapose-cmu": ([("a.json", json.dumps(keyed("bodies", "joints", 1, 2)))], OPENPOSE18),
+        "alphapose-open": ([("a.json", json.dumps(keyed("people", "pose_keypoints_2d", 1, 2)))], OPENPOSE18),
+        "alphapose-sep-json": (
+            [(f"{name[:-4]}.json", json.dumps(value)) for name, value in keyed("bodies", "joints", 1, 2).items()],
+            OPENPOSE18,
+        ),
+        "poseflow": (
+            [
+                (
+                    "alphapose-results-forvis-tracked.json",
+                    json.dumps(
+                        {
+                            "000000000003.png": [],
+                            "000000000001.png": [tracked_by_flow(a, 1), tracked_by_flow(b, 2)],
+                            "000000000002.png": [tracked_by_flow(c, 1)],
+                        }
+                    ),
+                )
+            ],
+            COCO,
+        ),
+        # https://github.com/leoxiaobin/deep-high-resolution-net.pytorch, data/mpii/annot/valid.json
+        "mpii": (
+            [("valid.json", json.dumps([mpii(image, pose) for image, pose in zip((1, 1, 2), h, strict=True)]))],
+            MPII,
+        ),
+        # https://github.com/yysijie/st-gcn, OLD_README.md (Kinetics-skeleton)
+        "kinetics-skeleton": (
+            [
+                (
+                    "k.json",
+                    json.dumps(
+                        {
+                            "data": [kinetics(1, e[0], e[1]), kinetics(2, e[2]), kinetics(3)],
+                            "label": "yoga",
+                            "label_index": 7,
+                        }
+                    ),
+                )
+            ],
+            OPENPOSE18,
         ),
         "csv": (
             [

@@ -160,7 +160,8 @@ def test_refined_by_an_identity(sample, identity, photographs, tmp_path):
     )
     assert (report["rows"], report["refined"], report["reasons"]) == (3, 3, {})
     assert [p.relative_to(out) for p in files_of(out)] == [p.relative_to(path) for p in files_of(path)]
-    unit = np.array([WIDTH, HEIGHT, 1]) if name in ("mediapipe", "yolo") else 1
+    fraction = open_pose_file(str(files_of(path)[0]), skeleton=None, preferred=COCO).format.fraction
+    unit = np.array([WIDTH, HEIGHT, 1]) if fraction else 1
     for (image, before, track), (image2, after, track2) in zip(read(path), read(out), strict=True):
         assert (image, track) == (image2, track2)
         present = before[:, 2] > 0
@@ -303,6 +304,12 @@ ABSENT = {
     "mmpose": [(5, 5, 0), (NAN, 5, 0.9), (5, 5, None)],
     "mediapipe": [(0.1, 0.1, 0), (None, 0.1, 0.9)],
     "posetrack17": [(5, 5, 0), (None, 5, 1)],
+    "ultralytics": [(0, 0, 0.4), (None, None, 0.4), (5, 5, 0)],
+    "mpii": [(-1, -1, 0), (-1, -1, 1), (5, 5, 0)],
+    "kinetics-skeleton": [(0, 0, 0), (0, 0, 0.4)],
+    "alphapose-cmu": [(5, 5, 0), (NAN, 5, 1)],
+    "poseflow": [(5, 5, 0)],
+    "mediapipe-by-name": [(None, 0.5, 1), (0.5, 0.5, 0)],
 }
 """What the tools of each format write for a joint that they did not find."""
 
@@ -311,7 +318,7 @@ ABSENT = {
 def test_joints_that_are_missing_by_the_rule_of_the_format(form, values, tmp_path):
     """Score 0; a file that is not changed keeps their characters, and one that is filled in loses them."""
     (name, text), *_ = samples()[form][0]
-    document = json.loads(text) if not name.endswith(".jsonl") else json.loads(text.splitlines()[0])
+    document = json.loads(text.splitlines()[0] if name.endswith(".jsonl") else text)
     put_joint(document, dict(zip(("x", "y", "score"), values, strict=True)))
     path = tmp_path / name
     path.write_text(json.dumps(document))
@@ -338,7 +345,19 @@ def put_joint(value, joint: dict) -> bool:
     """Gives the first joint of the first person of a document other values, in any form of `samples`."""
     x, y, score = joint["x"], joint["y"], joint["score"]
     if isinstance(value, dict):
-        for key in ("keypoints", "pose_keypoints_2d"):
+        if isinstance(value.get("keypoints"), dict):
+            value["keypoints"] |= {
+                key: [v, *value["keypoints"][key][1:]]
+                for key, v in zip(("x", "y", "visible"), (x, y, score), strict=True)
+            }
+            return True
+        if "joints_vis" in value:
+            value["joints"][0], value["joints_vis"][0] = [x, y], score
+            return True
+        if "pose" in value:
+            value["pose"][:2], value["score"][0] = [x, y], score
+            return True
+        for key in ("keypoints", "pose_keypoints_2d", "joints"):
             if isinstance(value.get(key), list) and not isinstance(value[key][0], str):
                 if isinstance(value[key][0], list):
                     value[key][0], value["keypoint_scores"][0] = [x, y], score

@@ -32,7 +32,8 @@ class Pose(NamedTuple):
         width and height where the format says so. A joint with score 0 is missing.
       path: where the person is in the element.
       score, category, track, box: the person's own, None where the file has none; box is (x, y, width, height).
-      slots: in a format that lists only the joints it has: joint -> (its place in the list, whether it has a score).
+      slots: in a format that lists only the joints it has: joint -> (its place in the list or object, whether it has a
+        score).
       slot: the place after the last of them.
       extras: members of a COCO row that some metrics read (`EXTRAS`).
     """
@@ -43,7 +44,7 @@ class Pose(NamedTuple):
     score: float | None = None
     category: object = None
     track: object = None
-    slots: Mapping[int, tuple[int, bool]] | None = None
+    slots: Mapping[int, tuple[Any, bool]] | None = None
     slot: int = 0
     box: tuple[float, ...] | None = None
     extras: Mapping = {}
@@ -279,14 +280,18 @@ class JsonFormat(Format):
       members: names in a document's object by which it is recognized; the first holds the elements.
       element_keys: names in an element by which a file of lines is recognized early.
       visible: what is written as the score of a joint that is filled in, where it is a visibility.
+      keyed: the elements are the members of the document's object, each named after its photograph.
+      first_pixel: the coordinate of the center of the first pixel, where it is not 0.
     """
 
     members: tuple[str, ...] = ()
     element_keys: tuple[str, ...] = ()
     visible: int | None = None
+    keyed = False
+    first_pixel = 0
 
-    def matches(self, entry: dict) -> bool:
-        """Whether an element of a list, or a line, is of this format."""
+    def matches(self, entry: Any) -> bool:
+        """Whether an element of a list, a line, or (`keyed`) a member's value is of this format."""
         return False
 
     def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
@@ -297,6 +302,10 @@ class JsonFormat(Format):
         """The paths of a joint's x, y and score within the element; None for a score that the file lacks."""
         raise NotImplementedError
 
+    def added(self, pose: Pose, joint: int, values: list[float], slot: int) -> dict[tuple, object]:
+        """The path and the value of a joint (x, y, score) that the person's list, which ends before `slot`, lacks."""
+        raise NotImplementedError
+
     def people(self, value: object, text: str, file: "PoseFile") -> Iterator[Pose]:
         if not isinstance(value, dict):
             raise ValueError(f"is {type(value).__name__}, expected an object")
@@ -305,7 +314,15 @@ class JsonFormat(Format):
     def items(self, opened: Readable, file: "PoseFile") -> Iterator[Item]:
         stream = JsonStream(opened, file.path)
         lead = stream.space()
-        if file.list_in == "":
+        if self.keyed:
+            for name, before in stream.members():
+                lead += before
+                if name:
+                    value, text = stream.value()
+                    yield Item(lead, text, (name, value))
+                    lead = ""
+            yield Item(lead + stream.rest(), "", None)
+        elif file.list_in == "":
             for item in stream.items(lead):
                 yield item if item.text else Item(item.lead + stream.rest(), "", None)
         elif file.list_in is None:
@@ -332,14 +349,13 @@ class JsonFormat(Format):
         edits: dict[tuple, object] = {}
         for index, joints, changed in change.changes():
             pose = change.element.poses[index]
-            added = pose.slot
+            slot = pose.slot
             for joint in np.flatnonzero(changed).tolist():
                 x, y, score = joints[joint].tolist()
-                values = [round(x, digits), round(y, digits)]
+                values = [round(x + self.first_pixel, digits), round(y + self.first_pixel, digits)]
                 if pose.slots is not None and joint not in pose.slots:
-                    point = {"id": [joint], "x": values[:1], "y": values[1:], "score": [round(score, 4)]}
-                    edits[(*pose.path, added)] = point
-                    added += 1
+                    edits |= self.added(pose, joint, [*values, round(score, 4)], slot)
+                    slot += 1
                     continue
                 paths = self.paths(pose, joint)
                 if score != pose.joints[joint, 2] and paths[2] is not None:
