@@ -4,7 +4,17 @@ import json
 
 import numpy as np
 
-from posefix_jax.core.joint_sets import BLAZEPOSE, COCO, MPII, OPENPOSE18, OPENPOSE25, POSETRACK, POSETRACK17
+from posefix_jax.core.joint_sets import (
+    BLAZEPOSE,
+    COCO,
+    MPII,
+    OPENPOSE18,
+    OPENPOSE25,
+    POSETRACK,
+    POSETRACK17,
+    WHOLEBODY,
+    WHOLEBODY_KEYS,
+)
 
 WIDTH, HEIGHT = 320, 240
 
@@ -23,6 +33,13 @@ def flat(pose) -> list:
 
 def part_of(pose) -> np.ndarray:
     return pose / [WIDTH, HEIGHT, 1]
+
+
+def wholebody_row(image, pose, **more) -> dict:
+    """A row of COCO-WholeBody results: https://github.com/jin-s13/COCO-WholeBody/blob/master/data_format.md."""
+    ends = np.cumsum([0, *WHOLEBODY_KEYS.values()]).tolist()
+    parts = {key: flat(pose[a:b]) for key, a, b in zip(WHOLEBODY_KEYS, ends, ends[1:], strict=False)}
+    return {"image_id": image, "category_id": 1, **parts, "score": 0.5, **more}
 
 
 # One file of each format as its writer lays it out, with keys of its own, odd spacing and digits: two people in
@@ -118,6 +135,7 @@ def samples() -> dict:
     m = bodies(BLAZEPOSE)
     e = bodies(OPENPOSE18)
     h = bodies(MPII)
+    w = bodies(WHOLEBODY)
     lines = "\n".join(json.dumps(r) for r in rows)
     return {
         "coco": ([("r.json", json.dumps(rows, indent=1))], COCO),
@@ -151,6 +169,27 @@ def samples() -> dict:
                 )
             ],
             POSETRACK17,
+        ),
+        "coco-wholebody": (
+            [("w.json", json.dumps([wholebody_row(i, p) for i, p in zip((1, 1, 2), w, strict=True)]))],
+            WHOLEBODY,
+        ),
+        "coco-wholebody-annotations": (
+            [
+                (
+                    "w.json",
+                    json.dumps(
+                        {
+                            "images": images,
+                            "annotations": [
+                                wholebody_row(i, p, id=i, foot_valid=True) for i, p in zip((1, 1, 2), w, strict=True)
+                            ],
+                            "categories": [category],
+                        }
+                    ),
+                )
+            ],
+            WHOLEBODY,
         ),
         "detectron2": (
             [("d.json", json.dumps([{"image_id": 1, "instances": rows[:2]}, {"image_id": 2, "instances": rows[2:]}]))],

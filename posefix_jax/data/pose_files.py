@@ -14,9 +14,9 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, skeleton_from_category
+from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, WHOLEBODY_KEYS, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton, limb_length
-from posefix_jax.data.formats import Element, PoseFile
+from posefix_jax.data.formats import FORMATS, Element, PoseFile
 from posefix_jax.data.formats.base import ImageId
 from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
@@ -221,8 +221,10 @@ def _opened(
     file = PoseFile(path, *recognize(path), skeleton or preferred, name=name)
     if file.list_in == "annotations":
         with open_binary(path) as opened:
-            names, found = _names_and_joints(JsonStream(opened, path), path)
+            names, found, whole = _names_and_joints(JsonStream(opened, path), path)
         file, skeleton = replace(file, names=names or {}), skeleton or found
+        if whole:
+            file = replace(file, format=FORMATS["coco-wholebody-annotations"])
     skeleton = file.format.skeleton or skeleton or file.format.skeleton_in(file)
     if file.format.name == "yolo" or (skeleton is not None and not file.format.is_table):
         return replace(file, skeleton=skeleton or preferred), []
@@ -272,16 +274,20 @@ def read_file_names(path: Path) -> dict[ImageId, str]:
       PosefixError: no such file, or no images in it.
     """
     with open_binary(str(path)) as opened:
-        names, _ = _names_and_joints(JsonStream(opened, str(path)), str(path))
+        names, *_ = _names_and_joints(JsonStream(opened, str(path)), str(path))
     if names is None:
         raise PosefixError(f"{path}: no list of images in it; expected a COCO annotation file")
     return names
 
 
-def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skeleton | None]:
-    """File names by image id (None without `images`) and the skeleton of a COCO or PoseTrack 2018 annotation file."""
+def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skeleton | None, bool]:
+    """Of a COCO or PoseTrack 2018 annotation file.
+
+    Returns:
+      File names by image id (None without `images`), the skeleton, and whether people have COCO-WholeBody's lists.
+    """
     names: dict | None = None
-    skeleton, posetrack = None, False
+    skeleton, posetrack, whole = None, False, set()
     stream.space()
     for name, _ in stream.members():
         if name == "images" and stream.peek() == "[":
@@ -300,8 +306,9 @@ def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skele
                 if isinstance(category, dict) and category.get("keypoints") and skeleton is None:
                     skeleton = skeleton_from_category(category)
         elif name == "annotations" and stream.peek() == "[":
-            for _ in stream.items():
-                pass
+            for _, _, entry in stream.items():
+                if isinstance(entry, dict) and entry.get("keypoints"):
+                    whole.add(entry.keys() >= WHOLEBODY_KEYS.keys())
         elif name:
             stream.value(LONGEST_ASIDE)
-    return names, skeleton or (POSETRACK if posetrack else None)
+    return names, skeleton or (POSETRACK if posetrack else None), whole == {True}

@@ -13,11 +13,11 @@ import fuzz
 import numpy as np
 import pytest
 from conftest import identity_network
-from format_samples import HEIGHT, WIDTH, bodies, flat, part_of, samples
+from format_samples import HEIGHT, WIDTH, bodies, flat, part_of, samples, wholebody_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posefix_jax.core.joint_sets import COCO, OPENPOSE25, SKELETONS
+from posefix_jax.core.joint_sets import COCO, OPENPOSE25, SKELETONS, WHOLEBODY, WHOLEBODY_KEYS
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.core.skeleton import to_skeleton
 from posefix_jax.data import json_stream
@@ -178,6 +178,22 @@ def test_joints_that_were_missing_are_filled_in(sample, identity, photographs, t
     assert (read(out)[1][1][-1, 2] > 0) == knows
 
 
+@pytest.mark.parametrize("target", ["coco", "coco-annotations", "mmpose", "parquet", "csv"])
+def test_feet_and_hands_survive_conversions(target, tmp_path):
+    """All 133 joints of COCO-WholeBody, from its five lists and back into them."""
+    poses = bodies(WHOLEBODY)
+    (tmp_path / "w.json").write_text(
+        json.dumps([wholebody_row(image, pose) for image, pose in zip((1, 1, 2), poses, strict=True)])
+    )
+    convert(ConvertOptions((str(tmp_path / "w.json"),), tmp_path / "there.json", target))
+    convert(ConvertOptions((str(tmp_path / "there.json"),), tmp_path / "back.json", "coco-wholebody"))
+    rows = json.loads((tmp_path / "back.json").read_text())
+    for row, pose in zip(rows, poses, strict=True):
+        again = np.concatenate([np.reshape(row[key], (-1, 3)) for key in WHOLEBODY_KEYS])
+        np.testing.assert_allclose(again[:, :2], pose[:, :2], atol=1e-3)
+        np.testing.assert_array_equal(again[:, 2] > 0, pose[:, 2] > 0)
+
+
 @pytest.mark.parametrize("target", WRITABLE)
 def test_converted_there_and_back(target, photographs, tmp_path):
     """COCO results to every format and back: the joints that the format has are the same."""
@@ -324,19 +340,16 @@ def test_joints_that_are_missing_by_the_rule_of_the_format(form, values, tmp_pat
     path.write_text(json.dumps(document))
     file = open_pose_file(str(path), skeleton=None, preferred=COCO)
     elements = list(file.elements())
-    pose = elements[0].poses[0]
+    first = next(e for e in elements if e.poses)
+    pose = first.poses[0]
     assert pose.joints[0, 2] <= 0 and (pose.joints[1:, 2] > 0).all() and np.isfinite(pose.joints).all()
-    same = "".join(
-        e.lead + file.format.edited(file, Edit(e, {0: pose.joints} if e is elements[0] else {})) for e in elements
-    )
+    same = "".join(e.lead + file.format.edited(file, Edit(e, {0: pose.joints} if e is first else {})) for e in elements)
     assert same == path.read_text()
     joints = np.array(pose.joints)
     joints[0] = 0.5, 0.25, 0.75
-    filled = "".join(
-        e.lead + file.format.edited(file, Edit(e, {0: joints} if e is elements[0] else {})) for e in elements
-    )
+    filled = "".join(e.lead + file.format.edited(file, Edit(e, {0: joints} if e is first else {})) for e in elements)
     path.write_text(filled)
-    again = next(iter(open_pose_file(str(path), skeleton=None, preferred=COCO).elements())).poses[0].joints
+    again = read(path)[0][1]
     assert again[0, :2].tolist() == [0.5, 0.25] and again[0, 2] > 0
     np.testing.assert_array_equal(again[1:], joints[1:])
 

@@ -2,7 +2,13 @@
 
 from posefix_jax.data.formats.alphapose import AlphaPoseBodies, AlphaPoseBody, PoseFlow
 from posefix_jax.data.formats.base import Edit, Element, Format, JsonFormat, Photograph, Pose, PoseFile
-from posefix_jax.data.formats.coco import CocoAnnotations, CocoResults, CocoWholeBody, Detectron2
+from posefix_jax.data.formats.coco import (
+    CocoAnnotations,
+    CocoResults,
+    CocoWholeBody,
+    CocoWholeBodyAnnotations,
+    Detectron2,
+)
 from posefix_jax.data.formats.csv import Csv, CsvJoints
 from posefix_jax.data.formats.datasets import KineticsSkeleton, MpiiJson
 from posefix_jax.data.formats.deeplabcut import DeepLabCut
@@ -31,6 +37,7 @@ FORMATS: dict[str, Format] = {
         CocoWholeBody(),
         CocoResults(),
         CocoAnnotations(),
+        CocoWholeBodyAnnotations(),
         OpenPose(),
         PoseTrack17(),
         Yolo(),
@@ -44,7 +51,18 @@ FORMATS: dict[str, Format] = {
 
 WRITABLE = {
     name: FORMATS[name]
-    for name in ("coco", "coco-annotations", "mmpose", "openpose", "posetrack17", "mediapipe", "yolo", "parquet", "csv")
+    for name in (
+        "coco",
+        "coco-annotations",
+        "coco-wholebody",
+        "mmpose",
+        "openpose",
+        "posetrack17",
+        "mediapipe",
+        "yolo",
+        "parquet",
+        "csv",
+    )
 }
 """Those that `--to` writes."""
 
