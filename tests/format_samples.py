@@ -4,7 +4,17 @@ import json
 
 import numpy as np
 
-from posefix_jax.core.joint_sets import BLAZEPOSE, COCO, OPENPOSE18, OPENPOSE25, POSETRACK, POSETRACK17
+from posefix_jax.core.joint_sets import (
+    BLAZEPOSE,
+    COCO,
+    MPII,
+    OPENPOSE18,
+    OPENPOSE25,
+    POSETRACK,
+    POSETRACK17,
+    WHOLEBODY,
+    WHOLEBODY_KEYS,
+)
 
 WIDTH, HEIGHT = 320, 240
 
@@ -23,6 +33,13 @@ def flat(pose) -> list:
 
 def part_of(pose) -> np.ndarray:
     return pose / [WIDTH, HEIGHT, 1]
+
+
+def wholebody_row(image, pose, **more) -> dict:
+    """A row of COCO-WholeBody results: https://github.com/jin-s13/COCO-WholeBody/blob/master/data_format.md."""
+    ends = np.cumsum([0, *WHOLEBODY_KEYS.values()]).tolist()
+    parts = {key: flat(pose[a:b]) for key, a, b in zip(WHOLEBODY_KEYS, ends, ends[1:], strict=False)}
+    return {"image_id": image, "category_id": 1, **parts, "score": 0.5, **more}
 
 
 # One file of each format as its writer lays it out, with keys of its own, odd spacing and digits: two people in
@@ -46,6 +63,43 @@ def samples() -> dict:
     def marks(pose):
         return [{"x": x, "y": y, "z": -0.1, "visibility": s} for x, y, s in part_of(pose).tolist()]
 
+    def named_marks(pose, names):
+        return [{"name": n, **mark} for n, mark in zip(names, marks(pose), strict=True) if mark["visibility"]]
+
+    def by_name(pose, names):
+        return {mark.pop("name"): mark for mark in named_marks(pose, names)}
+
+    def result(pose):
+        x, y, s = pose.T.tolist()
+        keypoints = {"x": x, "y": y, "visible": s}
+        box = {"x1": 1.5, "y1": 2.0, "x2": 30.0, "y2": 40.0}
+        return {"name": "person", "class": 0, "confidence": 0.91, "box": box, "keypoints": keypoints}
+
+    def keyed(people, joints, *images):
+        found = zip(images, ([e[0], e[1]], [e[2]]), strict=True)
+        return {
+            f"{i:012d}.png": {"version": "AlphaPose v0.3", people: [{joints: flat(p)} for p in poses]}
+            for i, poses in found
+        }
+
+    def tracked_by_flow(pose, track):
+        return {"keypoints": flat(pose), "scores": 2.5, "box": [1, 2, 3, 4], "idx": track}
+
+    def mpii(image, pose):
+        seen = pose[:, 2] > 0
+        xy = np.where(seen[:, None], pose[:, :2] + 1, -1.0).tolist()
+        return {
+            "joints_vis": [int(v) for v in seen],
+            "joints": xy,
+            "image": f"{image:012d}.png",
+            "scale": 3.0,
+            "center": [9, 8],
+        }
+
+    def kinetics(frame, *poses):
+        people = [{"pose": part_of(p)[:, :2].reshape(-1).tolist(), "score": p[:, 2].tolist()} for p in poses]
+        return {"frame_index": frame, "skeleton": people}
+
     def openpose(*poses):
         people = [{"person_id": [-1], "pose_keypoints_2d": flat(pose), "face_keypoints_2d": []} for pose in poses]
         return json.dumps({"version": 1.3, "people": people})
@@ -53,6 +107,25 @@ def samples() -> dict:
     def yolo(pose, tail=""):
         return " ".join(["0  0.5 0.5 0.25 0.5", *(f"{v:.6g}" for v in flat(part_of(pose)))]) + tail + "\n"
 
+    def table(delimiter, end, *rows):
+        return "".join(delimiter.join(map(str, row)) + end for row in rows)
+
+    def cells(pose, lacking=("", "", "")):
+        return [v for joint in pose.tolist() for v in (joint if joint[2] else lacking)]
+
+    columns = [f"{joint}_{axis}" for joint in COCO.joints for axis in ("x", "y", "score")]
+    quoted = [f'"{j.title()} {a}"' for j in COCO.joints for a in ("X", "Y", "Confidence")]
+    nodes = [f"{joint}.{axis}" for joint in COCO.joints for axis in ("x", "y", "score")]
+    people = ((1, a), (1, b), (2, c))
+    named = [(f"{image:012d}.png", pose) for image, pose in people]
+    by_joint = [
+        [f"{image:012d}.png", f"p{i}", joint, *values, ""]
+        for i, (image, pose) in enumerate(people)
+        for joint, values in zip(COCO.joints, pose.tolist(), strict=True)
+        if values[2]
+    ]
+    coords = ["x", "y", "likelihood"]
+    pair = [[image, *cells(one), *cells(two)] for image, one, two in ((1, a, b), (2, c, np.zeros((17, 3))))]
     images = [{"id": i, "file_name": f"{i:012d}.png", "width": WIDTH} for i in (1, 2)]
     category = {"id": 1, "name": "person", "keypoints": list(COCO.joints)}
     rows = [row(1, a, track="kept"), row(1, b, bbox=[1.50, 2e1, 3, 4]), row(2, c)]
@@ -60,6 +133,9 @@ def samples() -> dict:
     o = bodies(OPENPOSE25)
     p = bodies(POSETRACK17)
     m = bodies(BLAZEPOSE)
+    e = bodies(OPENPOSE18)
+    h = bodies(MPII)
+    w = bodies(WHOLEBODY)
     lines = "\n".join(json.dumps(r) for r in rows)
     return {
         "coco": ([("r.json", json.dumps(rows, indent=1))], COCO),
@@ -94,6 +170,27 @@ def samples() -> dict:
             ],
             POSETRACK17,
         ),
+        "coco-wholebody": (
+            [("w.json", json.dumps([wholebody_row(i, p) for i, p in zip((1, 1, 2), w, strict=True)]))],
+            WHOLEBODY,
+        ),
+        "coco-wholebody-annotations": (
+            [
+                (
+                    "w.json",
+                    json.dumps(
+                        {
+                            "images": images,
+                            "annotations": [
+                                wholebody_row(i, p, id=i, foot_valid=True) for i, p in zip((1, 1, 2), w, strict=True)
+                            ],
+                            "categories": [category],
+                        }
+                    ),
+                )
+            ],
+            WHOLEBODY,
+        ),
         "detectron2": (
             [("d.json", json.dumps([{"image_id": 1, "instances": rows[:2]}, {"image_id": 2, "instances": rows[2:]}]))],
             COCO,
@@ -119,6 +216,145 @@ def samples() -> dict:
         "mediapipe": (
             [("m.jsonl", "\n".join(json.dumps({"image_id": i + 1, "landmarks": [marks(x)]}) for i, x in enumerate(m)))],
             BLAZEPOSE,
+        ),
+        "mediapipe-named": (
+            [
+                ("1.json", json.dumps([named_marks(m[0], BLAZEPOSE.joints), named_marks(m[1], BLAZEPOSE.joints)])),
+                (
+                    "2.json",
+                    json.dumps({"frame": 2, "pose_landmarks": by_name(m[2], list(map(str.upper, BLAZEPOSE.joints)))}),
+                ),
+            ],
+            BLAZEPOSE,
+        ),
+        "mediapipe-by-name": (
+            [
+                (
+                    "m.jsonl",
+                    "\n".join(json.dumps({"image_id": i + 1, **by_name(x, BLAZEPOSE.joints)}) for i, x in enumerate(m)),
+                )
+            ],
+            BLAZEPOSE,
+        ),
+        # https://docs.ultralytics.com/reference/engine/results/ (to_json)
+        "ultralytics": (
+            [
+                ("1.json", json.dumps([result(a), result(b)], indent=2)),
+                ("2.json", json.dumps([result(c)])),
+                ("3.json", "[]"),
+            ],
+            COCO,
+        ),
+        # https://github.com/MVIG-SJTU/AlphaPose/blob/master/docs/output.md
+        "alphapose-cmu": ([("a.json", json.dumps(keyed("bodies", "joints", 1, 2)))], OPENPOSE18),
+        "alphapose-open": ([("a.json", json.dumps(keyed("people", "pose_keypoints_2d", 1, 2)))], OPENPOSE18),
+        "alphapose-sep-json": (
+            [(f"{name[:-4]}.json", json.dumps(value)) for name, value in keyed("bodies", "joints", 1, 2).items()],
+            OPENPOSE18,
+        ),
+        "poseflow": (
+            [
+                (
+                    "alphapose-results-forvis-tracked.json",
+                    json.dumps(
+                        {
+                            "000000000003.png": [],
+                            "000000000001.png": [tracked_by_flow(a, 1), tracked_by_flow(b, 2)],
+                            "000000000002.png": [tracked_by_flow(c, 1)],
+                        }
+                    ),
+                )
+            ],
+            COCO,
+        ),
+        # https://github.com/leoxiaobin/deep-high-resolution-net.pytorch, data/mpii/annot/valid.json
+        "mpii": (
+            [("valid.json", json.dumps([mpii(image, pose) for image, pose in zip((1, 1, 2), h, strict=True)]))],
+            MPII,
+        ),
+        # https://github.com/yysijie/st-gcn, OLD_README.md (Kinetics-skeleton)
+        "kinetics-skeleton": (
+            [
+                (
+                    "k.json",
+                    json.dumps(
+                        {
+                            "data": [kinetics(1, e[0], e[1]), kinetics(2, e[2]), kinetics(3)],
+                            "label": "yoga",
+                            "label_index": 7,
+                        }
+                    ),
+                )
+            ],
+            OPENPOSE18,
+        ),
+        "csv": (
+            [
+                (
+                    "t.csv",
+                    table(
+                        ",",
+                        "\n",
+                        ["image_id", "note", *columns, "score"],
+                        *([i, "", *cells(p), 0.5] for i, p in people),
+                    ),
+                )
+            ],
+            COCO,
+        ),
+        # A spreadsheet's: a byte order mark, semicolons, quotes, DOS line ends, an empty line.
+        "csv-quoted": (
+            [
+                (
+                    "t.csv",
+                    "\ufeff"
+                    + table(
+                        ";",
+                        "\r\n",
+                        ['"File name"', *quoted, "Note"],
+                        *([f'"{i}"', *cells(p, ("NaN", " ", "0")), '"a ; ""b"""'] for i, p in named),
+                    )
+                    + "\r\n",
+                )
+            ],
+            COCO,
+        ),
+        "csv-joints": (
+            [("t.tsv", table("\t", "\n", ["frame", "person", "joint", "x", "y", "likelihood", "z"], *by_joint))],
+            COCO,
+        ),
+        # https://sleap.ai/guides/proofreading.html (Export Analysis CSV)
+        "sleap-csv": (
+            [
+                (
+                    "a.csv",
+                    table(
+                        ",",
+                        "\n",
+                        ["track", "frame_idx", "instance.score", *nodes],
+                        *(["", i, 0.9, *cells(p)] for i, p in people),
+                    ),
+                )
+            ],
+            COCO,
+        ),
+        # https://deeplabcut.github.io/DeepLabCut/docs/standardDeepLabCut_UserGuide.html
+        "deeplabcut": (
+            [
+                (
+                    "d.csv",
+                    table(
+                        ",",
+                        "\n",
+                        ["scorer", *["DLC_resnet50"] * 102],
+                        ["individuals", *["m1"] * 51, *["m2"] * 51],
+                        ["bodyparts", *[joint for joint in COCO.joints for _ in coords] * 2],
+                        ["coords", *coords * 34],
+                        *pair,
+                    ),
+                )
+            ],
+            COCO,
         ),
         "yolo": ([("1.txt", yolo(a) + yolo(b, " 0.9 3")), ("2.txt", yolo(c, " 0.5")), ("3.txt", "")], COCO),
     }

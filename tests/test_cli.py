@@ -171,10 +171,10 @@ def test_refine_mistakes(files, capsys, tmp_path):
         (tmp_path / "bad.json").write_text(content)
         assert message in refine(tmp_path / "bad.json")
     rows = json.loads((tmp_path / "d.json").read_text())
-    rows[0]["keypoints"][0] = float("nan")
-    (tmp_path / "nan.json").write_text(json.dumps(rows))
+    rows[0]["keypoints"][0] = float("inf")
+    (tmp_path / "inf.json").write_text(json.dumps(rows))
     assert "row 0 cannot be refined: a value is not finite" in refine(
-        tmp_path / "nan.json", files["images"], "--strict"
+        tmp_path / "inf.json", files["images"], "--strict"
     )
 
 

@@ -9,8 +9,9 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
+from posefix_jax.data.text_lines import Readable, replaced
 from posefix_jax.types import PosefixError
 
 CHUNK = 1 << 18
@@ -44,13 +45,6 @@ def _after_space(text: str, at: int) -> int:
     """Where the white space at `at` ends."""
     match = _space.match(text, at)
     return match.end() if match else at
-
-
-@runtime_checkable
-class Readable(Protocol):
-    """A source of bytes."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 class Item(NamedTuple):
@@ -207,14 +201,9 @@ def edit(text: str, changes: Mapping[tuple, object]) -> str:
             node = node.setdefault(step, {})
         plain = type(value) is int or (type(value) is float and math.isfinite(value))
         node[path[-1]] = _New(repr(value) if plain else json.dumps(value))
-    pieces: list[str] = []
-    done = 0
     spans: list[tuple[int, int, str]] = []
     _find(text, _after_space(text, 0), tree, spans)
-    for start, end, new in spans:
-        pieces += text[done:start], new
-        done = end
-    return "".join([*pieces, text[done:]])
+    return replaced(text, spans)
 
 
 class _New(str):

@@ -14,23 +14,23 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, skeleton_from_category
+from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, WHOLEBODY_KEYS, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton, limb_length
-from posefix_jax.data.formats import FORMATS, Element, Format, JsonFormat, PoseFile
+from posefix_jax.data.formats import FORMATS, Element, PoseFile
 from posefix_jax.data.formats.base import ImageId
 from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
+from posefix_jax.data.recognition import TABLES, recognize
 from posefix_jax.files import inside
 from posefix_jax.types import PosefixError, warn_once
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", *TABLES)
 """Names that a folder's pose files end with, perhaps followed by .gz."""
 _PEOPLE, _FEW, _LONGER = 64, 3, 1.12
 """Joint sets of as many joints are told apart by the limbs of the first people, not of fewer than `_FEW`. OpenPose's
 BODY_25B read as BODY_25 makes limbs 1.19 to 1.27 times as long, AI Challenger read as CrowdPose 1.3 to 1.46 times
 (real people of COCO and LSPET); COCO read as itself is never the longer one."""
-_JSON = [form for form in FORMATS.values() if isinstance(form, JsonFormat)]
 
 
 def find_files(patterns: Sequence[str], out: Path, outputs: Sequence[Path] = ()) -> list[tuple[str, str]]:
@@ -220,12 +220,14 @@ def _opened(
             f"{path}: pickle files are refused, since they can hold programs; Detectron2 writes the same poses to "
             "coco_instances_results.json"
         )
-    file = PoseFile(path, *_recognized(path), skeleton or preferred, name=name)
+    file = PoseFile(path, *recognize(path), skeleton or preferred, name=name)
     if file.list_in == "annotations":
         with open_binary(path) as opened:
-            names, found = _names_and_joints(JsonStream(opened, path), path)
+            names, found, whole = _names_and_joints(JsonStream(opened, path), path)
         file, skeleton = replace(file, names=names or {}), skeleton or found
-    skeleton = file.format.skeleton or skeleton
+        if whole:
+            file = replace(file, format=FORMATS["coco-wholebody-annotations"])
+    skeleton = file.format.skeleton or skeleton or file.format.skeleton_in(file)
     if file.format.name == "yolo" or (skeleton is not None and not file.format.is_table):
         return replace(file, skeleton=skeleton or preferred), []
     people = file.format.first_people(file, most)
@@ -267,69 +269,6 @@ def _likely_skeleton(path: str, preferred: Skeleton, people: list[np.ndarray]) -
     return best
 
 
-def _recognized(path: str) -> tuple[Format, str | None]:
-    """A file's format, and where its elements are."""
-    with open_binary(path) as opened:
-        head = opened.read(4)
-    if head == b"PAR1":
-        return FORMATS["parquet"], None
-    if path.removesuffix(".gz").endswith(".txt"):
-        return FORMATS["yolo"], None
-    with open_binary(path) as opened:
-        return _recognized_json(JsonStream(opened, path), path)
-
-
-def _recognized_json(stream: JsonStream, path: str) -> tuple[Format, str | None]:
-    stream.space()
-    if stream.peek() == "[":
-        form = FORMATS["coco"]  # of an empty list
-        for item in stream.items():
-            if item.text:
-                form = _format_of(item.value, path)
-                if not _nobody(item.value):
-                    break
-        return form, ""
-    if stream.peek() != "{":
-        stream.take("[{")
-    for name, _ in stream.members():
-        forms = [form for form in _JSON if name in form.members]
-        if len(forms) > 1:
-            first = next((item.value for item in stream.items()), None)
-            return next((form for form in forms if isinstance(first, dict) and form.matches(first)), forms[0]), name
-        if forms:
-            return forms[0], forms[0].members[0]
-        if name:
-            stream.value(LONGEST_ASIDE)
-            if any(name in form.element_keys for form in _JSON):
-                break
-    with open_binary(path) as opened:
-        lines = JsonStream(opened, path)
-        lines.space()
-        while lines.peek():
-            value = lines.value()[0]
-            lines.space()
-            if not _nobody(value):
-                break
-    return _format_of(value, path), None
-
-
-def _nobody(value: object) -> bool:
-    """Whether an element is a frame without people, which does not tell detectron2 from mmpose."""
-    return isinstance(value, dict) and value.get("instances") == []
-
-
-def _format_of(entry: Any, path: str) -> Format:
-    """The format of an element of a list, or of a line."""
-    for form in _JSON if isinstance(entry, dict) else ():
-        if form.matches(entry):
-            return form
-    found = f"an object with {', '.join(sorted(entry)[:5])}" if isinstance(entry, dict) else f"{entry!r:.40}"
-    raise PosefixError(
-        f"{path}: no poses in a known form: its first element is {found}; expected COCO results (image_id, keypoints, "
-        "score), or one of the other formats of docs/formats.md"
-    )
-
-
 def read_file_names(path: Path) -> dict[ImageId, str]:
     """File names by image id, of any COCO file with `images`.
 
@@ -337,16 +276,20 @@ def read_file_names(path: Path) -> dict[ImageId, str]:
       PosefixError: no such file, or no images in it.
     """
     with open_binary(str(path)) as opened:
-        names, _ = _names_and_joints(JsonStream(opened, str(path)), str(path))
+        names, *_ = _names_and_joints(JsonStream(opened, str(path)), str(path))
     if names is None:
         raise PosefixError(f"{path}: no list of images in it; expected a COCO annotation file")
     return names
 
 
-def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skeleton | None]:
-    """File names by image id (None without `images`) and the skeleton of a COCO or PoseTrack 2018 annotation file."""
+def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skeleton | None, bool]:
+    """Of a COCO or PoseTrack 2018 annotation file.
+
+    Returns:
+      File names by image id (None without `images`), the skeleton, and whether people have COCO-WholeBody's lists.
+    """
     names: dict | None = None
-    skeleton, posetrack = None, False
+    skeleton, posetrack, whole = None, False, set()
     stream.space()
     for name, _ in stream.members():
         if name == "images" and stream.peek() == "[":
@@ -365,8 +308,9 @@ def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skele
                 if isinstance(category, dict) and category.get("keypoints") and skeleton is None:
                     skeleton = skeleton_from_category(category)
         elif name == "annotations" and stream.peek() == "[":
-            for _ in stream.items():
-                pass
+            for _, _, entry in stream.items():
+                if isinstance(entry, dict) and entry.get("keypoints"):
+                    whole.add(entry.keys() >= WHOLEBODY_KEYS.keys())
         elif name:
             stream.value(LONGEST_ASIDE)
-    return names, skeleton or (POSETRACK if posetrack else None)
+    return names, skeleton or (POSETRACK if posetrack else None), whole == {True}

@@ -147,7 +147,7 @@ class FileJob:
             single=writer.single,
             apart=bool(form and form.suffix),
             format=writer.written.name,
-            head=form.head if form else "",
+            head=form.head_of(writer.joints) if form else "",
             between=form.between if form else "",
             tail=form.tail if form else "",
             lists_images=bool(form and form.lists_images),

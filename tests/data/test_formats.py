@@ -13,11 +13,11 @@ import fuzz
 import numpy as np
 import pytest
 from conftest import identity_network
-from format_samples import HEIGHT, WIDTH, bodies, flat, part_of, samples
+from format_samples import HEIGHT, WIDTH, bodies, flat, part_of, samples, wholebody_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posefix_jax.core.joint_sets import COCO, OPENPOSE25, SKELETONS
+from posefix_jax.core.joint_sets import COCO, OPENPOSE25, SKELETONS, WHOLEBODY, WHOLEBODY_KEYS
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.core.skeleton import to_skeleton
 from posefix_jax.data import json_stream
@@ -139,7 +139,7 @@ def test_one_joint_changes_its_own_characters(sample):
     for old, new in zip(before, after, strict=True):
         assert new[4, :2].tolist() == [0.25, 0.5]
         np.testing.assert_array_equal(new[others], old[others])
-    if name not in ("yolo", "coco-lines", "mediapipe"):  # one document of JSON
+    if file.name.endswith((".json", ".json.gz")):
         assert json_without_numbers(json.loads(out)) == json_without_numbers(json.loads(content(file)))
 
 
@@ -160,7 +160,8 @@ def test_refined_by_an_identity(sample, identity, photographs, tmp_path):
     )
     assert (report["rows"], report["refined"], report["reasons"]) == (3, 3, {})
     assert [p.relative_to(out) for p in files_of(out)] == [p.relative_to(path) for p in files_of(path)]
-    unit = np.array([WIDTH, HEIGHT, 1]) if name in ("mediapipe", "yolo") else 1
+    fraction = open_pose_file(str(files_of(path)[0]), skeleton=None, preferred=COCO).format.fraction
+    unit = np.array([WIDTH, HEIGHT, 1]) if fraction else 1
     for (image, before, track), (image2, after, track2) in zip(read(path), read(out), strict=True):
         assert (image, track) == (image2, track2)
         present = before[:, 2] > 0
@@ -175,6 +176,22 @@ def test_joints_that_were_missing_are_filled_in(sample, identity, photographs, t
     refine_rows(identity, RefineOptions((str(path),), str(photographs), out, batch_size=8))
     knows = skeleton.joints[-1] in COCO.joints
     assert (read(out)[1][1][-1, 2] > 0) == knows
+
+
+@pytest.mark.parametrize("target", ["coco", "coco-annotations", "mmpose", "parquet", "csv"])
+def test_feet_and_hands_survive_conversions(target, tmp_path):
+    """All 133 joints of COCO-WholeBody, from its five lists and back into them."""
+    poses = bodies(WHOLEBODY)
+    (tmp_path / "w.json").write_text(
+        json.dumps([wholebody_row(image, pose) for image, pose in zip((1, 1, 2), poses, strict=True)])
+    )
+    convert(ConvertOptions((str(tmp_path / "w.json"),), tmp_path / "there.json", target))
+    convert(ConvertOptions((str(tmp_path / "there.json"),), tmp_path / "back.json", "coco-wholebody"))
+    rows = json.loads((tmp_path / "back.json").read_text())
+    for row, pose in zip(rows, poses, strict=True):
+        again = np.concatenate([np.reshape(row[key], (-1, 3)) for key in WHOLEBODY_KEYS])
+        np.testing.assert_allclose(again[:, :2], pose[:, :2], atol=1e-3)
+        np.testing.assert_array_equal(again[:, 2] > 0, pose[:, 2] > 0)
 
 
 @pytest.mark.parametrize("target", WRITABLE)
@@ -294,6 +311,82 @@ def test_rows_of_one_photograph_that_stand_apart(identity, photographs, tmp_path
     assert not (tmp_path / "o").exists() and not (tmp_path / "o.writing").exists()
 
 
+NAN = float("nan")
+ABSENT = {
+    "coco": [(0, 0, 0.9), (5, 5, 0), (5, 5, -1), (NAN, 5, 0.9), (None, None, None), (5, 5, None)],
+    "coco-annotations": [(5, 5, 0), (None, 5, 2)],
+    "detectron2": [(0, 0, 0.9), (NAN, NAN, 0.9)],
+    "openpose": [(0, 0, 0), (5, 5, 0), (None, 5, 1)],
+    "mmpose": [(5, 5, 0), (NAN, 5, 0.9), (5, 5, None)],
+    "mediapipe": [(0.1, 0.1, 0), (None, 0.1, 0.9)],
+    "posetrack17": [(5, 5, 0), (None, 5, 1)],
+    "ultralytics": [(0, 0, 0.4), (None, None, 0.4), (5, 5, 0)],
+    "mpii": [(-1, -1, 0), (-1, -1, 1), (5, 5, 0)],
+    "kinetics-skeleton": [(0, 0, 0), (0, 0, 0.4)],
+    "alphapose-cmu": [(5, 5, 0), (NAN, 5, 1)],
+    "poseflow": [(5, 5, 0)],
+    "mediapipe-by-name": [(None, 0.5, 1), (0.5, 0.5, 0)],
+}
+"""What the tools of each format write for a joint that they did not find."""
+
+
+@pytest.mark.parametrize(("form", "values"), [(form, values) for form, some in ABSENT.items() for values in some])
+def test_joints_that_are_missing_by_the_rule_of_the_format(form, values, tmp_path):
+    """Score 0; a file that is not changed keeps their characters, and one that is filled in loses them."""
+    (name, text), *_ = samples()[form][0]
+    document = json.loads(text.splitlines()[0] if name.endswith(".jsonl") else text)
+    put_joint(document, dict(zip(("x", "y", "score"), values, strict=True)))
+    path = tmp_path / name
+    path.write_text(json.dumps(document))
+    file = open_pose_file(str(path), skeleton=None, preferred=COCO)
+    elements = list(file.elements())
+    first = next(e for e in elements if e.poses)
+    pose = first.poses[0]
+    assert pose.joints[0, 2] <= 0 and (pose.joints[1:, 2] > 0).all() and np.isfinite(pose.joints).all()
+    same = "".join(e.lead + file.format.edited(file, Edit(e, {0: pose.joints} if e is first else {})) for e in elements)
+    assert same == path.read_text()
+    joints = np.array(pose.joints)
+    joints[0] = 0.5, 0.25, 0.75
+    filled = "".join(e.lead + file.format.edited(file, Edit(e, {0: joints} if e is first else {})) for e in elements)
+    path.write_text(filled)
+    again = read(path)[0][1]
+    assert again[0, :2].tolist() == [0.5, 0.25] and again[0, 2] > 0
+    np.testing.assert_array_equal(again[1:], joints[1:])
+
+
+def put_joint(value, joint: dict) -> bool:
+    """Gives the first joint of the first person of a document other values, in any form of `samples`."""
+    x, y, score = joint["x"], joint["y"], joint["score"]
+    if isinstance(value, dict):
+        if isinstance(value.get("keypoints"), dict):
+            value["keypoints"] |= {
+                key: [v, *value["keypoints"][key][1:]]
+                for key, v in zip(("x", "y", "visible"), (x, y, score), strict=True)
+            }
+            return True
+        if "joints_vis" in value:
+            value["joints"][0], value["joints_vis"][0] = [x, y], score
+            return True
+        if "pose" in value:
+            value["pose"][:2], value["score"][0] = [x, y], score
+            return True
+        for key in ("keypoints", "pose_keypoints_2d", "joints"):
+            if isinstance(value.get(key), list) and not isinstance(value[key][0], str):
+                if isinstance(value[key][0], list):
+                    value[key][0], value["keypoint_scores"][0] = [x, y], score
+                else:
+                    value[key][:3] = x, y, score
+                return True
+        if "point" in value:
+            value["point"][0] |= {"x": [x], "y": [y], "score": [score]}
+            return True
+        if "visibility" in value:
+            value |= {"x": x, "y": y, "visibility": score}
+            return True
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(put_joint(one, joint) for one in inner)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -368,7 +461,9 @@ def test_any_results_file_round_trips(data):
     elements = list(document.elements())
     assert "".join(e.lead + document.format.edited(document, Edit(e)) for e in elements) == text
     for row, element in zip(rows, elements, strict=False):
-        assert element.poses[0].joints.reshape(-1).tolist() == row["keypoints"]
+        expected = np.array(row["keypoints"], np.float64).reshape(-1, 3)
+        expected[~expected[:, :2].any(axis=1), 2] = 0  # (0, 0) is how a result says that a joint is missing
+        np.testing.assert_array_equal(element.poses[0].joints, expected)
 
 
 def test_every_skeleton_is_what_it_says():
@@ -551,7 +646,7 @@ def test_what_a_format_cannot_hold_is_said_before_anything_is_refined(identity, 
     pose = bodies(COCO)[0]
     for rows, to, message in (
         (
-            [row_of(1, np.where(pose == pose[0, 0], np.nan, pose))],
+            [row_of(1, np.where(pose == pose[0, 0], np.inf, pose))],
             "mmpose",
             "a value is not finite; mmpose cannot hold",
         ),

@@ -83,7 +83,7 @@ def test_writer_writes_every_format(name, tmp_path):
     for file, data in writer.segments(part):
         path = tmp_path / "there" / (file or f"one.{'parquet' if form.is_table else 'json'}")
         with open(path, "wb") as opened, form.writer(opened) as write:
-            write(form.head.encode())
+            write(form.head_of(writer.joints).encode())
             write(data if file or form.is_table else data[len(form.between) :])
             write(form.tail_of(part.more.get("images", []), writer.joints).encode())
     again = PoseFiles.open(find_files([str(tmp_path / "there")], tmp_path), skeleton=None, preferred=COCO)

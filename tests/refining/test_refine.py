@@ -127,7 +127,7 @@ def test_oks_nms_leaves_out_the_worse_of_two_that_are_one(identity, job):
 def test_rows_that_cannot_be_refined_pass_through(identity, job):
     rows = rows_of(source(job))
     rows[0]["category_id"] = 2
-    rows[1]["keypoints"][4] = float("nan")
+    rows[1]["keypoints"][4] = float("inf")
     rows[2]["image_id"] = 77
     rows[3]["keypoints"] = [0] * 51
     rows[4]["keypoints"][2::3] = [-1] * 17

@@ -13,7 +13,8 @@ import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.image_sources import open_binary
-from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, Readable, edit
+from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
+from posefix_jax.data.text_lines import Readable
 from posefix_jax.types import PosefixError
 
 ImageId = int | str
@@ -31,7 +32,8 @@ class Pose(NamedTuple):
         width and height where the format says so. A joint with score 0 is missing.
       path: where the person is in the element.
       score, category, track, box: the person's own, None where the file has none; box is (x, y, width, height).
-      slots: in a format that lists only the joints it has: joint -> (its place in the list, whether it has a score).
+      slots: in a format that lists only the joints it has: joint -> (its place in the list or object, whether it has a
+        score).
       slot: the place after the last of them.
       extras: members of a COCO row that some metrics read (`EXTRAS`).
     """
@@ -42,7 +44,7 @@ class Pose(NamedTuple):
     score: float | None = None
     category: object = None
     track: object = None
-    slots: Mapping[int, tuple[int, bool]] | None = None
+    slots: Mapping[int, tuple[Any, bool]] | None = None
     slot: int = 0
     box: tuple[float, ...] | None = None
     extras: Mapping = {}
@@ -96,11 +98,13 @@ class Format:
       fraction: coordinates are fractions of the image's width and height.
       row_per_person: an element is one person, so that a person can be left out.
       score_path: where a person's score is within the person; empty if a score cannot be written in place.
+      missing_at: a joint is missing if its x and y both equal one of these, whatever its score; beside the rules of every
+        format (a score of 0 or below; a value that is null or NaN).
 
     Attributes of formats that can be written anew:
       writable: whether it can.
       written_skeleton: the joints of every such file; None: those of the input.
-      head, between, tail: the text around and between the elements of a file.
+      head, between, tail: the text around and between the elements of a file; see also `head_of`, `tail_of`.
       suffix: of the one file per photograph, where there is one per photograph; else "".
       writes_score: a person has a score.
       groups_people: the people of a photograph share one element.
@@ -113,6 +117,7 @@ class Format:
     fraction = False
     row_per_person = False
     score_path: tuple[str, ...] = ()
+    missing_at: tuple[float, ...] = ()
 
     writable = False
     written_skeleton: Skeleton | None = None
@@ -142,7 +147,7 @@ class Format:
                                 f"has {3 * len(pose.joints)} keypoint values, expected {3 * file.skeleton.num_joints} "
                                 f"(x, y, score of the {file.skeleton.num_joints} joints of {file.skeleton.name})"
                             )
-                        poses.append(pose)
+                        poses.append(self.marked(pose))
                 except PROBLEMS as error:
                     raise file.unfit(row, error) from error
                 yield Element(lead, text, poses, first=row == 0)
@@ -157,7 +162,7 @@ class Format:
                     for pose in self.people(value, text, file) if text else ():
                         if found and len(pose.joints) != len(found[0]):
                             return found
-                        found.append(pose.joints)
+                        found.append(self.marked(pose).joints)
                         if len(found) >= most:
                             return found
                 except PROBLEMS as error:
@@ -166,6 +171,10 @@ class Format:
                     raise file.unfit(row, error) from error
         return found
 
+    def skeleton_in(self, file: "PoseFile") -> Skeleton | None:
+        """The joints that the file itself names; None if it names none. Raises PosefixError."""
+        return self.skeleton
+
     def items(self, opened: Readable, file: "PoseFile") -> Iterator[Item]:
         """The elements' texts and values."""
         raise NotImplementedError
@@ -173,6 +182,17 @@ class Format:
     def people(self, value: object, text: str, file: "PoseFile") -> Iterator[Pose]:
         """The people of an element; raises one of `PROBLEMS` where it has the wrong form."""
         raise NotImplementedError
+
+    def marked(self, pose: Pose) -> Pose:
+        """The pose with 0, 0, 0 for a joint with a null or NaN, and score 0 for one whose place says that it is missing."""
+        joints = pose.joints
+        if (unknown := np.isnan(joints)).any():
+            joints = np.where(unknown.any(axis=1, keepdims=True), 0.0, joints)
+        for value in self.missing_at:
+            if (at := joints[:, 0] == value).any():
+                joints = np.array(joints)
+                joints[at & (joints[:, 1] == value), 2] = 0.0
+        return pose if joints is pose.joints else pose._replace(joints=joints)
 
     def has_score(self, file: "PoseFile") -> bool:
         """Whether a person of the file has a score that can be changed in place."""
@@ -232,6 +252,10 @@ class Format:
             for p in photographs
         ]
 
+    def head_of(self, joints: Sequence[str]) -> str:
+        """The text before the first element, given the joints that are written."""
+        return self.head
+
     def tail_of(self, images: Sequence[Sequence], joints: Sequence[str]) -> str:
         """The text after the last element, given the images (id, name) and the joints that were written."""
         return self.tail
@@ -256,14 +280,18 @@ class JsonFormat(Format):
       members: names in a document's object by which it is recognized; the first holds the elements.
       element_keys: names in an element by which a file of lines is recognized early.
       visible: what is written as the score of a joint that is filled in, where it is a visibility.
+      keyed: the elements are the members of the document's object, each named after its photograph.
+      first_pixel: the coordinate of the center of the first pixel, where it is not 0.
     """
 
     members: tuple[str, ...] = ()
     element_keys: tuple[str, ...] = ()
     visible: int | None = None
+    keyed = False
+    first_pixel = 0
 
-    def matches(self, entry: dict) -> bool:
-        """Whether an element of a list, or a line, is of this format."""
+    def matches(self, entry: Any) -> bool:
+        """Whether an element of a list, a line, or (`keyed`) a member's value is of this format."""
         return False
 
     def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
@@ -274,6 +302,10 @@ class JsonFormat(Format):
         """The paths of a joint's x, y and score within the element; None for a score that the file lacks."""
         raise NotImplementedError
 
+    def added(self, pose: Pose, joint: int, values: list[float], slot: int) -> dict[tuple, object]:
+        """The path and the value of a joint (x, y, score) that the person's list, which ends before `slot`, lacks."""
+        raise NotImplementedError
+
     def people(self, value: object, text: str, file: "PoseFile") -> Iterator[Pose]:
         if not isinstance(value, dict):
             raise ValueError(f"is {type(value).__name__}, expected an object")
@@ -282,7 +314,15 @@ class JsonFormat(Format):
     def items(self, opened: Readable, file: "PoseFile") -> Iterator[Item]:
         stream = JsonStream(opened, file.path)
         lead = stream.space()
-        if file.list_in == "":
+        if self.keyed:
+            for name, before in stream.members():
+                lead += before
+                if name:
+                    value, text = stream.value()
+                    yield Item(lead, text, (name, value))
+                    lead = ""
+            yield Item(lead + stream.rest(), "", None)
+        elif file.list_in == "":
             for item in stream.items(lead):
                 yield item if item.text else Item(item.lead + stream.rest(), "", None)
         elif file.list_in is None:
@@ -309,14 +349,13 @@ class JsonFormat(Format):
         edits: dict[tuple, object] = {}
         for index, joints, changed in change.changes():
             pose = change.element.poses[index]
-            added = pose.slot
+            slot = pose.slot
             for joint in np.flatnonzero(changed).tolist():
                 x, y, score = joints[joint].tolist()
-                values = [round(x, digits), round(y, digits)]
+                values = [round(x + self.first_pixel, digits), round(y + self.first_pixel, digits)]
                 if pose.slots is not None and joint not in pose.slots:
-                    point = {"id": [joint], "x": values[:1], "y": values[1:], "score": [round(score, 4)]}
-                    edits[(*pose.path, added)] = point
-                    added += 1
+                    edits |= self.added(pose, joint, [*values, round(score, 4)], slot)
+                    slot += 1
                     continue
                 paths = self.paths(pose, joint)
                 if score != pose.joints[joint, 2] and paths[2] is not None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ class CocoResults(JsonFormat):
     element_keys: tuple[str, ...] = ("keypoints",)
     row_per_person = True
     score_path = ("score",)
+    # COCO recommends 1 for the third value of every joint of a result, so that only (0, 0) is left to mark an absent one.
+    missing_at: tuple[float, ...] = (0.0,)
     writable = True
     groups_people = False
 
@@ -57,8 +60,7 @@ class CocoWholeBody(CocoResults):
 
     name = "coco-wholebody"
     element_keys = ()
-    skeleton = WHOLEBODY
-    writable = False
+    skeleton = written_skeleton = WHOLEBODY
     _places = tuple((key, place) for key, count in WHOLEBODY_KEYS.items() for place in range(count))
 
     def matches(self, entry: dict) -> bool:
@@ -78,6 +80,34 @@ class CocoWholeBody(CocoResults):
         key, place = self._places[joint]
         return tuple((*pose.path, key, 3 * place + i) for i in range(3))
 
+    def compose(self, photograph: Photograph) -> list[str]:
+        texts = []
+        for pose in photograph.people:
+            values, parts = iter(flat(pose)), {}
+            for key, count in WHOLEBODY_KEYS.items():
+                parts[key] = list(islice(values, 3 * count))
+            texts.append(
+                json.dumps({**_row(photograph, pose), **parts, "score": 1.0 if pose.score is None else pose.score})
+            )
+        return texts
+
+
+class CocoWholeBodyAnnotations(CocoWholeBody):
+    """COCO annotations with the lists of COCO-WholeBody; the third value of a joint is its visibility."""
+
+    name = "coco-wholebody-annotations"
+    missing_at = ()  # the visibility says it
+    visible = 2
+    writable = False
+
+    def matches(self, entry: dict) -> bool:
+        return False
+
+    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
+        image_id(entry.get("image_id"))
+        if entry.get("keypoints"):
+            yield from super().people_of(entry, image)
+
 
 class CocoAnnotations(CocoResults):
     """An object with `images`, `annotations` and `categories`; the third value of a joint is its visibility."""
@@ -85,6 +115,7 @@ class CocoAnnotations(CocoResults):
     name = "coco-annotations"
     element_keys = ()
     members = ("annotations", "images", "categories")
+    missing_at = ()  # the visibility says it
     visible = 2
     head = '{"annotations": ['
     lists_images = True

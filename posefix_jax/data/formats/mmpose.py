@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose
-from posefix_jax.data.formats.values import image_id, numbers, score_of
+from posefix_jax.data.formats.values import image_of, numbers, score_of
 
 
 class MMPoseImage(JsonFormat):
@@ -41,8 +41,7 @@ class MMPose(MMPoseImage):
         return "instances" in entry
 
     def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
-        known = [entry[key] for key in ("image_id", "file_name", "img_name", "frame_id") if key in entry]
-        image = image_id(known[0]) if known else image
+        image = image_of(entry, image)
         for i, instance in enumerate(entry["instances"]):
             for pose in super().people_of(instance, image):
                 yield pose._replace(path=("instances", i))

@@ -22,6 +22,7 @@ class Parquet(Format):
     row_per_person = True
     writable = True
     groups_people = False
+    missing_at = (0.0,)  # columns as those of COCO results
     is_table = True
     head = between = tail = ""
 
@@ -43,7 +44,7 @@ class Parquet(Format):
                 raise PosefixError(f"{file.path}: score is {schema.field('score').type}; expected float or double")
             for batch in table.iter_batches(most, columns=["keypoints"]):
                 rows = [row or [] for row in batch["keypoints"].to_pylist()]
-                return [_joints(row) for row in rows if len(row) == len(rows[0])]
+                return [self.marked(Pose("", _joints(row))).joints for row in rows if len(row) == len(rows[0])]
         return []
 
     def elements(self, file: PoseFile) -> Iterator[Element]:
@@ -61,7 +62,8 @@ class Parquet(Format):
                         raise PosefixError(
                             f"{file.path}: row {first + row}: has {found}, expected {count} and an id or name"
                         )
-                    poses.append(Pose(image, _joints(values), (), None if score is None else float(score)))
+                    pose = Pose(image, _joints(values), (), None if score is None else float(score))
+                    poses.append(self.marked(pose))
                 first += len(images)
                 yield Element("", batch, poses)
 

@@ -48,6 +48,10 @@ class PoseTrack17(JsonFormat):
         point = (*pose.path, slot)
         return (*point, "x", 0), (*point, "y", 0), (*point, "score", 0) if scored else None
 
+    def added(self, pose: Pose, joint: int, values: list[float], slot: int) -> dict[tuple, object]:
+        x, y, score = values
+        return {(*pose.path, slot): {"id": [joint], "x": [x], "y": [y], "score": [score]}}
+
     def compose(self, photograph: Photograph) -> list[str]:
         rectangles = []
         for pose in photograph.people:

@@ -49,6 +49,14 @@ def image_id(value: object) -> ImageId:
     return value
 
 
+IMAGE_KEYS = ("image_id", "file_name", "img_name", "image", "frame_id", "frame_index", "frame")
+
+
+def image_of(entry: Mapping, image: ImageId) -> ImageId:
+    """The photograph that an entry names, else `image`. Raises ValueError."""
+    return next((image_id(entry[key]) for key in IMAGE_KEYS if key in entry), image)
+
+
 def flat(pose: Pose) -> list[float]:
     """x, y, score of every joint, rounded, to write."""
     return [round(v, 3 if i % 3 < 2 else 4) for i, v in enumerate(pose.joints.reshape(-1).tolist())]

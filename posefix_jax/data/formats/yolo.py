@@ -7,11 +7,10 @@ import numpy as np
 
 from posefix_jax.data.formats.base import Edit, Format, Photograph, Pose, PoseFile
 from posefix_jax.data.formats.values import box_of
-from posefix_jax.data.json_stream import Item, Readable
-from posefix_jax.types import PosefixError
+from posefix_jax.data.json_stream import Item
+from posefix_jax.data.text_lines import Readable, lines, replaced
 
 _WORD = re.compile(r"\S+")
-_LONGEST = 1 << 20
 
 
 class Yolo(Format):
@@ -19,17 +18,14 @@ class Yolo(Format):
 
     name = "yolo"
     fraction = True
+    missing_at = (0.0,)  # written for a joint below Ultralytics' own limit, with its confidence beside it
     writable = True
     head, between, tail = "", "\n", "\n"
     suffix = ".txt"
 
     def items(self, opened: Readable, file: PoseFile) -> Iterator[Item]:
-        for line in _lines(opened, file.path):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                raise PosefixError(f"{file.path}: not text ({error})") from error
-            yield Item("", text, None) if text.strip() else Item(text, "", None)
+        for line in lines(opened, file.path):
+            yield Item("", line, None) if line.strip() else Item(line, "", None)
         yield Item("", "", None)
 
     def people(self, _value: object, text: str, file: PoseFile) -> Iterator[Pose]:
@@ -37,9 +33,7 @@ class Yolo(Format):
         values = np.array([float(word) for word in text.split()])
         each = _values_per_joint(len(values), joints)
         pose = values[5 : 5 + each * joints].reshape(joints, each)
-        # Ultralytics writes 0 0 for a joint below its confidence, and the confidence beside it.
-        placed = (pose[:, :2] != 0).any(axis=1)
-        scores = np.where(placed, pose[:, 2], 0.0) if each == 3 else placed
+        scores = pose[:, 2] if each == 3 else np.ones(joints)
         rest = text.split()[5 + each * joints :]
         # A lone whole number beyond 1 is a track without a confidence.
         lone = len(rest) == 1 and rest[0].isdecimal() and int(rest[0]) > 1
@@ -54,36 +48,21 @@ class Yolo(Format):
             return line
         words = list(_WORD.finditer(line))
         each = _values_per_joint(len(words), file.skeleton.num_joints)
-        new: dict[int, str] = {}
+        spans: list[tuple[int, int, str]] = []
         for _, joints, changed in change.changes():
             for joint in np.flatnonzero(changed).tolist():
-                new |= {5 + each * joint + i: f"{joints[joint, i]:.6g}" for i in range(each)}
-        pieces: list[str] = []
-        done = 0
-        for index in sorted(new):
-            pieces += line[done : words[index].start()], new[index]
-            done = words[index].end()
-        return "".join([*pieces, line[done:]])
+                for word, value in zip(words[5 + each * joint :], joints[joint, :each].tolist(), strict=False):
+                    spans.append((*word.span(), f"{value:.6g}"))
+        return replaced(line, spans)
 
     def compose(self, photograph: Photograph) -> list[str]:
-        lines = []
+        texts = []
         for pose in photograph.people:
             x, y, w, h = box_of(pose.joints)
             values = [x + w / 2, y + h / 2, w, h, *pose.joints.reshape(-1).tolist()]
             values += [] if pose.score is None else [pose.score]
-            lines.append(" ".join(["0", *(f"{v:.6g}" for v in values)]))
-        return lines
-
-
-def _lines(file: Readable, path: str) -> Iterator[bytes]:
-    rest = b""
-    while data := file.read(1 << 16):
-        *lines, rest = (rest + data).split(b"\n")
-        yield from (line + b"\n" for line in lines)
-        if len(rest) > _LONGEST:
-            raise PosefixError(f"{path}: a line of more than {_LONGEST} bytes; expected one per person")
-    if rest:
-        yield rest
+            texts.append(" ".join(["0", *(f"{v:.6g}" for v in values)]))
+        return texts
 
 
 def _values_per_joint(words: int, joints: int) -> int:

@@ -1,0 +1,122 @@
+"""Records and cells of text tables: commas, semicolons or tabs between cells, some of which may be in quotes."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from posefix_jax.data.text_lines import LONGEST
+from posefix_jax.types import PosefixError
+
+DELIMITERS = ",;\t|"
+_NOTHING = {"", "nan", "na", "n/a", "null", "none"}
+_WHOLE = re.compile(r"(0|-?[1-9]\d{0,17})(?:\.0+)?", re.ASCII)
+_QUOTED = r'[ \t]*"(?:[^"]|"")*"[ \t]*'
+
+
+def records(lines: Iterable[str], path: str) -> Iterator[tuple[int, str]]:
+    """The records of a table: (number of its first line, its text). A line end within quotes ends no record.
+
+    Raises:
+      PosefixError: a quote has no end.
+    """
+    begun, held = 1, ""
+    number = 0
+    for number, line in enumerate(lines, start=1):
+        if not held and '"' not in line:
+            yield number, line
+            continue
+        begun = begun if held else number
+        held += line
+        if held.count('"') % 2 == 0:
+            yield begun, held
+            held = ""
+        elif len(held) > LONGEST:
+            break
+    if held:
+        raise PosefixError(f"{path}: line {begun}: a quote has no end")
+
+
+def delimiter_of(header: str) -> str:
+    """What stands between the cells of a header: the commonest of the delimiters outside of quotes."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max(DELIMITERS, key=bare.count)
+
+
+def cells_of(record: str, delimiter: str) -> list[str]:
+    """The cells of a record, quotes and spaces included. Raises ValueError."""
+    if '"' not in record:
+        return record.rstrip("\r\n").split(delimiter)
+    return [record[start:end] for start, end in spans_of(record, delimiter)]
+
+
+def spans_of(record: str, delimiter: str) -> list[tuple[int, int]]:
+    """Where the cells of a record are. Raises ValueError: a quote within a cell."""
+    body = record.rstrip("\r\n")
+    cell = re.compile(f'{_QUOTED}|[^"{re.escape(delimiter)}]*')
+    spans: list[tuple[int, int]] = []
+    at = 0
+    while True:
+        found = cell.match(body, at)
+        at = at if found is None else found.end()
+        if found is None or (at < len(body) and body[at] != delimiter):
+            raise ValueError(f"cell {len(spans) + 1} has a quote within it")
+        spans.append(found.span())
+        if at == len(body):
+            return spans
+        at += 1
+
+
+def inner(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """Where the content of a cell is, without the spaces and quotes around it."""
+    start, end = span
+    cell = text[start:end]
+    start, end = end - len(cell.lstrip()), start + len(cell.rstrip())
+    if start > end:  # nothing but spaces
+        return span[1], span[1]
+    quoted = end - start >= 2 and text[start] == text[end - 1] == '"'
+    return (start + 1, end - 1) if quoted else (start, end)
+
+
+def plain(cell: str) -> str:
+    """The text that a cell stands for."""
+    start, end = inner(cell, (0, len(cell)))
+    return cell[start:end].replace('""', '"')
+
+
+def quoted(text: str, delimiter: str = ",") -> str:
+    """A cell that stands for a text; in quotes where it needs them, or could be taken for a number."""
+    bare = (
+        not any(c in text for c in (delimiter, '"', "\n", "\r")) and text == text.strip() and not _WHOLE.fullmatch(text)
+    )
+    return text if bare and text else '"' + text.replace('"', '""') + '"'
+
+
+def name_or_number(cell: str) -> int | str:
+    """What a cell calls a photograph or a person: a whole number that is not in quotes is one, anything else a name."""
+    text = plain(cell)
+    whole = _WHOLE.fullmatch(cell.strip())
+    return int(whole[1]) if whole else text
+
+
+def number(cell: str) -> float:
+    """The number in a cell; NaN where it is empty, nan, null, ... Raises ValueError."""
+    text = plain(cell).strip()
+    try:
+        return math.nan if text.lower() in _NOTHING else float(text)
+    except ValueError as error:
+        hint = "; expected a decimal point" if re.fullmatch(r"-?\d+,\d+", text) else ""
+        raise ValueError(f"{text!r:.40} is no number{hint}") from error
+
+
+def numbers_of(cells: Sequence[str], columns: Sequence[int], header: Sequence[str]) -> list[float]:
+    """The numbers in some columns. Raises ValueError with the column's name."""
+    try:
+        return [float(cells[column]) for column in columns]
+    except ValueError:
+        values = []
+        for column in columns:
+            try:
+                values.append(number(cells[column]))
+            except ValueError as error:
+                raise ValueError(f"column {header[column]!r:.40}: {error}") from error
+        return values

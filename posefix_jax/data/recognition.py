@@ -1,0 +1,116 @@
+"""What format a file of poses is in, told by its beginning."""
+
+from typing import Any
+
+from posefix_jax.data.formats import FORMATS, Format, JsonFormat
+from posefix_jax.data.formats.csv import has_joint_column, is_header
+from posefix_jax.data.formats.mediapipe import MediaPipe
+from posefix_jax.data.image_sources import open_binary
+from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
+from posefix_jax.data.text_lines import lines
+from posefix_jax.types import PosefixError
+
+TABLES = (".csv", ".tsv")
+_COMMON = {"data"}
+"""Members that other documents may have, so that their first element must tell the format."""
+_JSON = [form for form in FORMATS.values() if isinstance(form, JsonFormat)]
+
+
+def recognize(path: str) -> tuple[Format, str | None]:
+    """A file's format, and the member of a JSON document that holds its elements, as in `PoseFile.list_in`.
+
+    Raises:
+      PosefixError: not a file of poses.
+    """
+    with open_binary(path) as opened:
+        head = opened.read(4)
+    if head == b"PAR1":
+        return FORMATS["parquet"], None
+    if head == b"\x89HDF":
+        raise PosefixError(
+            f"{path}: HDF5 is not read; write the same poses as CSV: DeepLabCut with analyze_videos_converth5_to_csv (or "
+            "save_as_csv=True), SLEAP with sleap-convert --format analysis.csv"
+        )
+    name = path.removesuffix(".gz").lower()
+    if name.endswith(".txt"):
+        return FORMATS["yolo"], None
+    if name.endswith(TABLES) or not head.decode("utf-8-sig", "replace").lstrip().startswith(("[", "{")):
+        table = _table_format(path, named=name.endswith(TABLES))
+        if table is not None:
+            return table, None
+    with open_binary(path) as opened:
+        return _json_format(JsonStream(opened, path), path)
+
+
+def _table_format(path: str, *, named: bool) -> Format | None:
+    """The format of a text table; None of a file that is not named like one and whose first line is no header of one."""
+    with open_binary(path) as opened:
+        try:
+            header = next(lines(opened, path), "").removeprefix("\ufeff")
+        except PosefixError:
+            if named:
+                raise
+            return None
+    if header.startswith(("scorer,", '"scorer",')):
+        return FORMATS["deeplabcut"]
+    if not named and not is_header(header):
+        return None
+    return FORMATS["csv-joints" if has_joint_column(header) else "csv"]
+
+
+def _json_format(stream: JsonStream, path: str) -> tuple[Format, str | None]:
+    stream.space()
+    if stream.peek() == "[":
+        form = FORMATS["coco"]  # of an empty list
+        for item in stream.items():
+            if item.text:
+                if isinstance(marks := FORMATS["mediapipe"], MediaPipe) and marks.matches_marks(item.value):
+                    return marks, None  # the whole list is an element
+                form = _format_of(item.value, path)
+                if not _nobody(item.value):
+                    break
+        return form, ""
+    if stream.peek() != "{":
+        stream.take("[{")
+    for name, _ in stream.members():
+        forms = [form for form in _JSON if name in form.members]
+        if len(forms) > 1 or name in _COMMON:
+            first = next((item.value for item in stream.items()), None)
+            if len(forms) == 1 and first is not None:
+                return _format_of(first, path), name
+            return next((form for form in forms if isinstance(first, dict) and form.matches(first)), forms[0]), name
+        if forms:
+            return forms[0], forms[0].members[0]
+        if name:
+            value, _ = stream.value(LONGEST_ASIDE)
+            if any(name in form.element_keys for form in _JSON):
+                break
+            for form in _JSON:
+                if form.keyed and form.matches(value):
+                    return form, None
+    with open_binary(path) as opened:
+        lines = JsonStream(opened, path)
+        lines.space()
+        while lines.peek():
+            value = lines.value()[0]
+            lines.space()
+            if not _nobody(value):
+                break
+    return _format_of(value, path), None
+
+
+def _nobody(value: object) -> bool:
+    """Whether an element is a frame without people, which does not tell detectron2 from mmpose."""
+    return isinstance(value, dict) and value.get("instances") == []
+
+
+def _format_of(entry: Any, path: str) -> Format:
+    """The format of an element of a list, or of a line."""
+    for form in _JSON if isinstance(entry, dict) else ():
+        if not form.keyed and form.matches(entry):
+            return form
+    found = f"an object with {', '.join(sorted(entry)[:5])}" if isinstance(entry, dict) else f"{entry!r:.40}"
+    raise PosefixError(
+        f"{path}: no poses in a known form: its first element is {found}; expected COCO results (image_id, keypoints, "
+        "score), or one of the other formats of docs/formats.md"
+    )
