@@ -124,7 +124,7 @@ def _skeleton(count: int, given: Skeleton | None, preferred: Skeleton) -> Skelet
 
 def _array(values: Any) -> np.ndarray:
     """A tensor of any device, an array or a list as float64."""
-    values = values.detach().cpu() if hasattr(values, "detach") else values
+    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
     return np.array(values, np.float64)
 
 
@@ -138,7 +138,9 @@ def _like(values: np.ndarray, model: Any) -> Any:
 def _joined(xy: Any, scores: Any) -> np.ndarray:
     """[N, K, 3]; a joint at (0, 0) or without a finite value is missing, as all these libraries write them."""
     xy = _array(xy)
-    xy = xy.reshape(-1, *xy.shape[-2:]) if xy.ndim > 1 else np.zeros((0, 1, 2))
+    if not xy.size:
+        return np.zeros((0, 1, 3))
+    xy = xy.reshape(-1, *xy.shape[-2:])
     scores = np.ones(xy.shape[:2]) if scores is None else _array(scores).reshape(xy.shape[:2])
     joints = np.concatenate([xy[..., :2], scores[..., None]], axis=-1)
     there = np.isfinite(joints).all(axis=-1) & (joints[..., :2] != 0).any(axis=-1)
@@ -151,19 +153,19 @@ def _ultralytics_poses(result: Any) -> np.ndarray:
 
 
 def _ultralytics_replaced(result: Any, joints: np.ndarray) -> Any:
-    # Not by its constructor, which moves joints of low confidence to (0, 0).
-    keypoints, new = copy.copy(result.keypoints), copy.copy(result)
-    keypoints.data = _like(joints[..., : keypoints.data.shape[-1]], keypoints.data)
-    new.keypoints = keypoints
+    old, new = result.keypoints, copy.copy(result)
+    joints = joints[..., : old.data.shape[-1]]
+    new.keypoints = type(old)(_like(joints, old.data), old.orig_shape)
+    # Earlier versions move joints of low confidence to (0, 0) when they are made.
+    new.keypoints.data = _like(joints, old.data)
     return new
 
 
-_CONFIDENCES = ("keypoint_confidence", "confidence")
-
-
 def _supervision_scores(result: Any) -> str | None:
-    """The attribute with the score of each joint; its name changed in supervision 0.28."""
-    return next((name for name in _CONFIDENCES if getattr(result, name, None) is not None), None)
+    """The field with the score of each joint, if there are any; `confidence` before supervision 0.29."""
+    fields = {field.name for field in dataclasses.fields(result)}
+    name = "keypoint_confidence" if "keypoint_confidence" in fields else "confidence"
+    return None if getattr(result, name) is None else name
 
 
 def _supervision_replaced(result: Any, joints: np.ndarray) -> Any:
@@ -173,8 +175,8 @@ def _supervision_replaced(result: Any, joints: np.ndarray) -> Any:
 
 
 def _mmpose_replaced(result: Any, joints: np.ndarray) -> Any:
-    new = result.clone()
-    people = new.pred_instances
+    new = result.clone()  # a shallow copy
+    new.pred_instances = people = result.pred_instances.clone()
     for name, values in (("keypoints", joints[..., :2]), ("keypoint_scores", joints[..., 2])):
         if name in people:
             setattr(people, name, _like(values.reshape(np.shape(people[name])), people[name]))
