@@ -4,18 +4,19 @@ import csv
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from posefix_jax.core.joint_sets import load_skeleton
 from posefix_jax.core.skeleton import warn_of_guessed_sigmas
-from posefix_jax.data.coco import Annotations, Person, read_annotations
+from posefix_jax.data.coco import Annotations, Person, read_annotation_files
 from posefix_jax.data.formats import Pose
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, warp_affine
-from posefix_jax.evaluation.errors import Matched, joints_of, match_file
+from posefix_jax.evaluation.categories import Categories, check_categories, in_categories
+from posefix_jax.evaluation.errors import Matched, joints_of, match_some, read_scored
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.profile import (
     ERRORS,
@@ -54,7 +55,7 @@ class AnalyzeOptions:
     results: Path
     """file of poses in any format that `posefix refine` reads (docs/formats.md), or a folder of them"""
     annotations: Path
-    """COCO keypoint annotation file of the same photographs"""
+    """COCO keypoint annotation file of the same photographs, or a folder of them (PoseTrack: one per video)"""
     out: Path
     """folder to write: index.html (one file, opens offline), analysis.json, errors.csv"""
     against: Path | None = None
@@ -64,6 +65,9 @@ class AnalyzeOptions:
     skeleton: str | None = None
     """sigmas, flip pairs and limbs of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by default from the
     annotations' joint names"""
+    categories: Categories = "auto"
+    """apart: a row belongs to people of its own category_id only, and AP is the mean over the annotations' categories, as
+    in pycocotools; together: categories are ignored; auto: apart, unless there are several and the rows name none"""
     pictures: int = 6
     """how many of the best and of the worst cases to show"""
     samples: int = 1000
@@ -74,6 +78,7 @@ class AnalyzeOptions:
             raise PosefixError(
                 f"--samples must be positive and --pictures not negative, found {self.samples} and {self.pictures}"
             )
+        check_categories(self.categories)
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,23 @@ def analyze(options: AnalyzeOptions) -> dict:
     ]
     check_apart([options.out], read)
     check_claim(options.out, "posefix analyze")
-    annotations = read_annotations(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
+    annotations = read_annotation_files(
+        options.annotations, load_skeleton(options.skeleton) if options.skeleton else None
+    )
     warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     files = {**({"before": options.against} if options.against else {}), "after": options.results}
-    matches = {side: match_file(path, annotations) for side, path in files.items()}
+    people, poses = in_categories(
+        annotations.everybody,
+        [(path, read_scored(path, annotations)) for path in files.values()],
+        known=annotations.categories,
+        how=options.categories,
+        annotations=options.annotations,
+    )
+    annotations = replace(annotations, everybody=tuple(people))
+    matches = {
+        side: (rows, match_some(annotations, rows, path))
+        for (side, path), rows in zip(files.items(), poses, strict=True)
+    }
     images = Images(options.images, annotations.file_names or None) if options.images else None
     found = images.find_all(annotations.people[p].image_id for p in matches["after"][1].person) if images else {}
     truth = truth_of(annotations.images, annotations.everybody, annotations.skeleton)
