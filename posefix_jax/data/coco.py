@@ -141,6 +141,36 @@ def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotation
     return Annotations(Path(path), images, tuple(everybody), skeleton, skipped, tuple(kinds))
 
 
+def read_annotation_files(path: Path, skeleton: Skeleton | None = None) -> Annotations:
+    """Reads a COCO keypoint annotation file, or all `.json` files of a folder as one (PoseTrack has one per video).
+
+    Raises:
+      PosefixError: as `read_annotations`; or the files have different joints, or a photograph twice.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise PosefixError(f"{path}: no .json file in this folder")
+    first, *others = [read_annotations(file, skeleton) for file in files]
+    images, everybody = dict(first.images), list(first.everybody)
+    categories, skipped = dict.fromkeys(first.categories), dict(first.skipped)
+    for part in others:
+        if part.skeleton.joints != first.skeleton.joints:
+            raise PosefixError(
+                f"{part.path}: has the joints of {part.skeleton.name}, but the files before it those of {first.skeleton.name}"
+            )
+        again = next((image for image in part.images if image in images), None)
+        if again is not None:
+            raise PosefixError(
+                f"{part.path}: image {again!r} is also in a file before it; expected different photographs in each"
+            )
+        images |= part.images
+        everybody += part.everybody
+        categories |= dict.fromkeys(part.categories)
+        skipped = {reason: count + part.skipped[reason] for reason, count in skipped.items()}
+    return Annotations(path, images, tuple(everybody), first.skeleton, skipped, tuple(categories))
+
+
 def _images(content: dict, path: Path) -> dict:
     try:
         return {image["id"]: image for image in content["images"]}

@@ -68,6 +68,8 @@ def read_detections(
             annotated = source.format.name == "coco-annotations"
             hint = "; this is an annotation file, expected an estimator's poses" if annotated else ""
             raise PosefixError(f"{where} has no score that is a finite number, found {pose.score!r:.40}{hint}")
+        if by_joint:
+            _check_scores(pose.extras["scores"], source.skeleton, where)
         joints = _joints(pose, source, skeleton, images[image], where)
         poses.append(pose._replace(image=image, joints=joints, extras=_extras(pose, source.skeleton, skeleton)))
     if not poses and not unknown:
@@ -99,6 +101,14 @@ def _joints(pose: Pose, source: PoseFiles, skeleton: Skeleton, image: Mapping, w
             )
         joints = joints * [*size, 1]
     return to_skeleton(joints, source.skeleton, skeleton)
+
+
+def _check_scores(scores: object, skeleton: Skeleton, where: str) -> None:
+    fits = isinstance(scores, list) and len(scores) == skeleton.num_joints
+    if not fits or not all(isinstance(s, int | float) and not math.isnan(s) for s in scores):  # type: ignore[attr-defined]
+        raise PosefixError(
+            f"{where}: scores must be {skeleton.num_joints} numbers, one per joint of {skeleton.name}, found {scores!r:.40}"
+        )
 
 
 def _extras(pose: Pose, given: Skeleton, wanted: Skeleton) -> Mapping:

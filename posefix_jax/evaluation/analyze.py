@@ -4,18 +4,20 @@ import csv
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from posefix_jax.core.joint_sets import load_skeleton
 from posefix_jax.core.skeleton import warn_of_guessed_sigmas
-from posefix_jax.data.coco import Annotations, Person, read_annotations
+from posefix_jax.data.coco import Annotations, Person, read_annotation_files
 from posefix_jax.data.formats import Pose
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, encode_jpeg, warp_affine
-from posefix_jax.evaluation.errors import Matched, joints_of, match_file
+from posefix_jax.evaluation.categories import Categories, check_categories, in_categories
+from posefix_jax.evaluation.coco_analyze import coco_analyze_costs
+from posefix_jax.evaluation.errors import Matched, joints_of, match_some, read_scored
 from posefix_jax.evaluation.oks import FIGURES, keypoint_scores, truth_of
 from posefix_jax.evaluation.profile import (
     ERRORS,
@@ -54,7 +56,7 @@ class AnalyzeOptions:
     results: Path
     """file of poses in any format that `posefix refine` reads (docs/formats.md), or a folder of them"""
     annotations: Path
-    """COCO keypoint annotation file of the same photographs"""
+    """COCO keypoint annotation file of the same photographs, or a folder of them (PoseTrack: one per video)"""
     out: Path
     """folder to write: index.html (one file, opens offline), analysis.json, errors.csv"""
     against: Path | None = None
@@ -64,6 +66,9 @@ class AnalyzeOptions:
     skeleton: str | None = None
     """sigmas, flip pairs and limbs of the joints: a JSON file (docs/skeletons.md) or a built-in skeleton; by default from the
     annotations' joint names"""
+    categories: Categories = "auto"
+    """apart: a row belongs to people of its own category_id only, and AP is the mean over the annotations' categories, as
+    in pycocotools; together: categories are ignored; auto: apart, unless there are several and the rows name none"""
     pictures: int = 6
     """how many of the best and of the worst cases to show"""
     samples: int = 1000
@@ -74,6 +79,7 @@ class AnalyzeOptions:
             raise PosefixError(
                 f"--samples must be positive and --pictures not negative, found {self.samples} and {self.pictures}"
             )
+        check_categories(self.categories)
 
 
 @dataclass(frozen=True)
@@ -100,15 +106,28 @@ def analyze(options: AnalyzeOptions) -> dict:
     ]
     check_apart([options.out], read)
     check_claim(options.out, "posefix analyze")
-    annotations = read_annotations(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
+    annotations = read_annotation_files(
+        options.annotations, load_skeleton(options.skeleton) if options.skeleton else None
+    )
     warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     files = {**({"before": options.against} if options.against else {}), "after": options.results}
-    matches = {side: match_file(path, annotations) for side, path in files.items()}
+    people, poses = in_categories(
+        annotations.everybody,
+        [(path, read_scored(path, annotations)) for path in files.values()],
+        known=annotations.categories,
+        how=options.categories,
+        annotations=options.annotations,
+    )
+    annotations = replace(annotations, everybody=tuple(people))
+    matches = {
+        side: (rows, match_some(annotations, rows, path))
+        for (side, path), rows in zip(files.items(), poses, strict=True)
+    }
     images = Images(options.images, annotations.file_names or None) if options.images else None
     found = images.find_all(annotations.people[p].image_id for p in matches["after"][1].person) if images else {}
     truth = truth_of(annotations.images, annotations.everybody, annotations.skeleton)
     sides = {}
-    with Progress("analyze", len(files) * (len(ERRORS) + 4), unit="evaluations") as progress:
+    with Progress("analyze", len(files) * (len(ERRORS) + 5), unit="evaluations") as progress:
         for side, (detections, matched) in matches.items():
             sides[side] = _side(annotations, truth, detections, matched, progress)
     report = {
@@ -147,6 +166,8 @@ def _side(annotations: Annotations, truth, detections: list[Pose], matched: Matc
     best = true_scores(matched, len(detections))
     rescored = [pose._replace(score=float(score)) for pose, score in zip(detections, best, strict=True)]
     ap_if["true scores"] = scores_of(rescored).figures["AP"]
+    costs = coco_analyze_costs(list(annotations.images), annotations.everybody, detections, skeleton)
+    progress.update(progress.done + 1)
     by_score = np.lexsort((matched.oks, matched.score))
     shown = by_score[np.unique(np.linspace(0, len(by_score) - 1, SHOWN_POINTS).astype(int))]
     report = {
@@ -161,6 +182,7 @@ def _side(annotations: Annotations, truth, detections: list[Pose], matched: Matc
         "together": {kind: asdict(share) for kind, share in together(matched).items()},
         "ap_if": ap_if,
         "ap_gain": {name: ap - scores.figures["AP"] for name, ap in ap_if.items()},
+        "coco_analyze": costs,
         "calibration": calibration(matched),
         "score_and_oks": np.column_stack([matched.score, matched.oks])[shown].round(4).tolist(),
     }
@@ -271,13 +293,17 @@ def table_of(report: dict, out: Path) -> str:
     """The kinds of errors with their shares and costs, for the terminal."""
     sides = [report[side] for side in ("before", "after") if side in report]
     double = len(sides) == 2
-    columns = ("share", "AP cost") if not double else ("before", "after", "cost before", "cost after")
+    columns = ("share", "AP cost", "coco-analyze")
+    if double:
+        columns = ("before", "after", "cost before", "cost after", "c-a before", "c-a after")
     lines = [f"{'':11s}" + "".join(f"{name:>13s}" for name in columns)]
     for kind in (*STATES, "all errors", "true scores"):
         of = [next((s for s in side["shares"] if s["by"] == "total" and s["kind"] == kind), None) for side in sides]
         cells = [f"{s['share']:.1%}" if s else "" for s in of]
-        cells += [f"{side['ap_gain'][kind]:+.4f}" if kind in side["ap_gain"] else "" for side in sides]
+        for costs in ("ap_gain", "coco_analyze"):
+            cells += [f"{side[costs][kind]:+.4f}" if kind in side[costs] else "" for side in sides]
         lines.append(f"{kind:11s}" + "".join(f"{cell:>13s}" for cell in cells))
+    lines.append("AP cost: joints moved to their true place; coco-analyze (c-a): as Ronchi & Perona's code moves them")
     shown = []
     for kind in ("inversion", "swap", "miss"):
         of = [side["together"][kind] for side in sides]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from posefix_jax.core.taxonomy import classify_joints
 from posefix_jax.data.coco import OVERLAP_IOU, Annotations, box_iou
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.formats import Pose
+from posefix_jax.evaluation.categories import in_categories
 from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.types import PosefixError
 
@@ -69,18 +71,53 @@ def match_file(path: Path, annotations: Annotations) -> tuple[list[Pose], Matche
     Raises:
       PosefixError: it is not a file of poses, a pose does not fit the annotations, or none is on a person.
     """
-    images, skeleton = annotations.images, annotations.skeleton
-    poses = read_detections(path, images=images, skeleton=skeleton, annotations=annotations.path)
+    poses = read_scored(path, annotations)
+    people, (poses,) = in_categories(
+        annotations.everybody, [(path, poses)], known=annotations.categories, how="auto", annotations=annotations.path
+    )
+    return poses, match_some(replace(annotations, everybody=tuple(people)), poses, path)
+
+
+def read_scored(path: Path, annotations: Annotations) -> list[Pose]:
+    """The poses of a file or folder, each with a score: the row's own, or the mean of its `scores` (PoseTrack).
+
+    If no joint of a row has a third value above 0, its `scores` stand for them.
+    """
+    poses = read_detections(
+        path,
+        images=annotations.images,
+        skeleton=annotations.skeleton,
+        annotations=annotations.path,
+        joint_scores=True,
+    )
+    return [_with_score(pose) for pose in poses]
+
+
+def _with_score(pose: Pose) -> Pose:
+    if not pose.extras.get("scores"):
+        return pose
+    scores = np.asarray(pose.extras["scores"], np.float64)
+    joints = np.array(pose.joints, np.float64)
+    there = (joints != 0).any(axis=-1)
+    if not (joints[:, 2] > 0).any():
+        joints[:, 2] = np.where(there, np.maximum(scores, 0), 0)
+    if pose.score is None or not np.isfinite(pose.score):
+        pose = pose._replace(score=float(scores[there].mean()) if there.any() else 0.0)
+    return pose._replace(joints=joints)
+
+
+def match_some(annotations: Annotations, poses: Sequence[Pose], path: Path) -> Matched:
+    """`match_people`; raises PosefixError if nobody is matched. `path` is named in the message."""
     matched = match_people(annotations, poses)
     if not len(matched.row):
         raise PosefixError(f"{path}: no pose in it lies on a person of {annotations.path} (OKS {MIN_OKS} or more)")
-    return poses, matched
+    return matched
 
 
 def match_people(annotations: Annotations, detections: Sequence[Pose], *, min_oks: float = MIN_OKS) -> Matched:
     """Matches poses with true people, and classifies their joints.
 
-    Within a photograph, detections choose in the order of falling score; each gets the free person with the highest OKS, if
+    Within a photograph and a category, detections choose in the order of falling score; each gets the free person with the highest OKS, if
     that is at least `min_oks`. Crowds and people without a labelled joint are not matched. The result does not depend on the
     order of detections or people: of equal scores, the higher best OKS chooses first, then the content decides.
 
@@ -96,16 +133,17 @@ def match_people(annotations: Annotations, detections: Sequence[Pose], *, min_ok
     area = np.array([person.area for person in people])
     boxes = np.array([person.box for person in people]).reshape(-1, 4)
     labelled = true[..., 2] > 0
-    in_image, rows_in = defaultdict(list), defaultdict(list)
+    in_image, together, rows_in = defaultdict(list), defaultdict(list), defaultdict(list)
     for index, person in enumerate(people):
         in_image[person.image_id].append(index)
+        together[person.image_id, person.category].append(index)
     for index, pose in enumerate(detections):
-        rows_in[pose.image].append(index)
+        rows_in[pose.image, annotations.categories[0] if pose.category is None else pose.category].append(index)
     score = np.array([pose.score for pose in detections], np.float64)
     matches = []
-    for image, mine in in_image.items():
-        if image in rows_in:
-            found = _match(np.array(rows_in[image]), np.array(mine), poses, score, true, area, skeleton, min_oks)
+    for place, mine in together.items():
+        if place in rows_in:
+            found = _match(np.array(rows_in[place]), np.array(mine), poses, score, true, area, skeleton, min_oks)
             matches += [(person, row, oks) for row, person, oks in found]
     matches.sort()
     person = np.array([match[0] for match in matches], int)

@@ -1,14 +1,13 @@
 """`posefix evaluate`: scores a file of poses with its dataset's metric, alone or against another file."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from posefix_jax.core.joint_sets import CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY, load_skeleton
-from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
-from posefix_jax.data.coco import Person, read_annotations
+from posefix_jax.core.skeleton import warn_of_guessed_sigmas
+from posefix_jax.data.coco import read_annotation_files
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.formats import Pose
 from posefix_jax.evaluation.categories import Categories, check_categories, in_categories
@@ -83,7 +82,10 @@ def evaluate(options: EvaluateOptions) -> dict:
     if options.out is not None:
         read = [path for path in (options.results, options.annotations, options.against) if path is not None]
         check_apart([options.out], [file for path in read for file in (path.iterdir() if path.is_dir() else [path])])
-    truth = _truth(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
+    annotations = read_annotation_files(
+        options.annotations, load_skeleton(options.skeleton) if options.skeleton else None
+    )
+    truth = Truth(annotations.images, annotations.everybody, annotations.skeleton, annotations.categories)
     metric = options.metric
     if metric == "auto":
         metric = _OF_SKELETON.get(truth.skeleton.name, "oks")
@@ -123,38 +125,6 @@ def evaluate(options: EvaluateOptions) -> dict:
     return report
 
 
-def _files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files:
-        raise PosefixError(f"{path}: no .json file in this folder")
-    return files
-
-
-def _truth(path: Path, skeleton: Skeleton | None) -> Truth:
-    """The annotations of a file, or of all files in a folder."""
-    images: dict = {}
-    categories: dict = {}
-    people: list[Person] = []
-    given = skeleton
-    for file in _files(path):
-        annotations = read_annotations(file, given)
-        skeleton = skeleton or annotations.skeleton
-        if annotations.skeleton.joints != skeleton.joints:
-            raise PosefixError(
-                f"{file}: has the joints of {annotations.skeleton.name}, but the files before it those of {skeleton.name}"
-            )
-        again = next((image for image in annotations.images if image in images), None)
-        if again is not None:
-            raise PosefixError(
-                f"{file}: image {again!r} is also in a file before it; expected different photographs in each"
-            )
-        images |= annotations.images
-        people += annotations.everybody
-        categories |= dict.fromkeys(annotations.categories)
-    assert skeleton is not None  # there is at least one file
-    return Truth(images, people, skeleton, tuple(categories))
-
-
 def _detections(path: Path, truth: Truth, metric: str, annotations: Path) -> list[Pose]:
     """The poses of a file or folder, with what the metric reads of them checked."""
     poses = read_detections(
@@ -167,8 +137,6 @@ def _detections(path: Path, truth: Truth, metric: str, annotations: Path) -> lis
     ids = {(person.image_id, person.annotation_id) for person in truth.people}
     for index, pose in enumerate(poses):
         where = f"{path}: row {index}"
-        if metric == "posetrack" and pose.extras.get("scores"):
-            _check_scores(pose.extras["scores"], truth.skeleton, where)
         named = pose.extras.get("annotation_id") if metric == "pckh" else None
         if named is not None and (pose.image, named) not in ids:
             raise PosefixError(
@@ -176,14 +144,6 @@ def _detections(path: Path, truth: Truth, metric: str, annotations: Path) -> lis
                 "name the person by the annotation's id, or leave it out"
             )
     return poses
-
-
-def _check_scores(scores, skeleton: Skeleton, where: str) -> None:
-    fits = isinstance(scores, list) and len(scores) == skeleton.num_joints
-    if not fits or not all(isinstance(score, int | float) and not math.isnan(score) for score in scores):
-        raise PosefixError(
-            f"{where}: scores must be {skeleton.num_joints} numbers, one per joint of {skeleton.name}, found {scores!r:.40}"
-        )
 
 
 def table_of(report: dict) -> str:

@@ -11,7 +11,7 @@ from posefix_jax.core.joint_sets import load_skeleton
 from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
 from posefix_jax.core.synthesis import PAPER, ErrorModel
 from posefix_jax.core.synthesis.error_model import DRAW_ORDER, DRAWN
-from posefix_jax.data.coco import read_annotations
+from posefix_jax.data.coco import read_annotation_files
 from posefix_jax.evaluation.errors import Matched, match_file, with_overlapping_neighbors
 from posefix_jax.evaluation.intervals import clustered
 from posefix_jax.files import check_apart, whole_file
@@ -28,7 +28,8 @@ class FitOptions:
     detections: tuple[Path, ...]
     """files of poses of one estimator or several, in any format that `posefix refine` reads (docs/formats.md)"""
     annotations: Path
-    """COCO keypoint annotation file of the same photographs; use training photographs, not those you will report on"""
+    """COCO keypoint annotation file of the same photographs, or a folder of them; use training photographs, not those you
+    will report on"""
     out: Path
     """error model to write (.json)"""
     skeleton: str | None = None
@@ -54,7 +55,9 @@ def fit(options: FitOptions) -> str:
     Raises:
       PosefixError: a file is not valid, or no pose in it matches a true person.
     """
-    annotations = read_annotations(options.annotations, load_skeleton(options.skeleton) if options.skeleton else None)
+    annotations = read_annotation_files(
+        options.annotations, load_skeleton(options.skeleton) if options.skeleton else None
+    )
     check_apart([options.out], [*options.detections, options.annotations])
     warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     parts = [match_file(path, annotations)[1] for path in options.detections]

@@ -85,25 +85,8 @@ def keypoint_scores(
       area_joints: those whose extent, (0, 0) of missing joints included, is a pose's area in APm, APl, ARm and ARl.
         If the first pose has a box, the boxes are the areas instead.
     """
-    first = truth.dataset["categories"][0]["id"]
-    boxes = bool(poses) and poses[0].box is not None
-    rows = [
-        {
-            "id": number,
-            "image_id": pose.image,
-            "category_id": first if pose.category is None else pose.category,
-            "keypoints": pose.joints.ravel().tolist(),
-            "score": pose.score,
-            "area": _area(pose, area_joints, boxes),
-        }
-        for number, pose in enumerate(poses, start=1)
-    ]
-    found = _index({**truth.dataset, "annotations": rows})
+    evaluator = run_cocoeval(truth, poses, skeleton, areas_of(poses, area_joints))
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(truth, found, "keypoints")
-        evaluator.params.kpt_oks_sigmas = np.asarray(skeleton.sigmas)
-        evaluator.evaluate()
-        evaluator.accumulate()
         evaluator.summarize()
     figures = dict(zip(FIGURES, map(float, evaluator.stats), strict=True))
     images = len(evaluator.params.imgIds)
@@ -121,11 +104,57 @@ def keypoint_scores(
     return Scores(figures, "AP", images, "photographs", average_precision)
 
 
-def _area(pose: Pose, joints: slice, boxes: bool) -> float:
-    """The area of a pose as in pycocotools' `loadRes`."""
-    if boxes and pose.box is not None:
-        return pose.box[2] * pose.box[3]
-    return float(np.prod(np.ptp(pose.joints[joints, :2], axis=0)))
+def run_cocoeval(
+    truth: COCO,
+    poses: Sequence[Pose],
+    skeleton: Skeleton,
+    areas: Sequence[float],
+    *,
+    thresholds: Sequence[float] | None = None,
+    area_range: tuple[float, float] | None = None,
+) -> COCOeval:
+    """pycocotools' evaluation, accumulated; row i has the id i + 1.
+
+    Args:
+      truth, poses, skeleton: those of `keypoint_scores`.
+      areas: of the poses.
+      thresholds: of OKS, instead of COCO's ten.
+      area_range: the only one, instead of all, medium and large.
+    """
+    first = truth.dataset["categories"][0]["id"]
+    rows = [
+        {
+            "id": number,
+            "image_id": pose.image,
+            "category_id": first if pose.category is None else pose.category,
+            "keypoints": pose.joints.ravel().tolist(),
+            "score": pose.score,
+            "area": area,
+        }
+        for number, (pose, area) in enumerate(zip(poses, areas, strict=True), start=1)
+    ]
+    found = _index({**truth.dataset, "annotations": rows})
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = COCOeval(truth, found, "keypoints")
+        evaluator.params.kpt_oks_sigmas = np.asarray(skeleton.sigmas)
+        if thresholds is not None:
+            evaluator.params.iouThrs = np.asarray(thresholds)
+        if area_range is not None:
+            evaluator.params.areaRng, evaluator.params.areaRngLbl = [list(area_range)], ["all"]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator
+
+
+def areas_of(poses: Sequence[Pose], joints: slice = slice(None)) -> list[float]:
+    """The areas of poses as in pycocotools' `loadRes`: of the boxes, if the first pose has one, else of the joints."""
+    boxes = bool(poses) and poses[0].box is not None
+    return [
+        pose.box[2] * pose.box[3]
+        if boxes and pose.box is not None
+        else float(np.prod(np.ptp(pose.joints[joints, :2], axis=0)))
+        for pose in poses
+    ]
 
 
 def oks_scores(truth: Truth, poses: Sequence[Pose]) -> Scores:

@@ -154,10 +154,15 @@ def _costs(sides: Sides) -> dict[str, Any]:
     series = {name: [side["ap_gain"][kind] for kind in kinds] for name, side in sides.items()}
     plot = plots.bars(kinds, series, title="AP gain of each correction", y_label="AP gained")
     rows = [
-        [kind, *(f"{side['ap_gain'][kind]:+.4f} ({side['ap_if'][kind]:.4f})" for side in sides.values())]
+        [
+            kind,
+            *(f"{side['ap_gain'][kind]:+.4f} ({side['ap_if'][kind]:.4f})" for side in sides.values()),
+            *(f"{side['coco_analyze'][kind]:+.4f}" if kind in side["coco_analyze"] else "" for side in sides.values()),
+        ]
         for kind in kinds
     ]
-    return _table(["corrected", *(f"{name}: gain (AP)" for name in sides)], rows, plot)
+    header = [*(f"{name}: gain (AP)" for name in sides), *(f"{name}: gain as coco-analyze" for name in sides)]
+    return _table(["corrected", *header], rows, plot)
 
 
 def _change(change: Mapping[str, Any]) -> dict[str, Any]:

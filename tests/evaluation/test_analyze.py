@@ -157,6 +157,32 @@ def test_before_and_after(files, capsys):
     assert {row["file"] for row in rows} == {"before", "after"}
 
 
+def test_folders_and_scores_of_joints(files, tmp_path, capsys):
+    """PoseTrack's way: a file of annotations and one of results per video; rows with `scores` alone."""
+    assert analyze(files)[0] == 0
+    wanted = json.loads((files["r"].with_name("report") / "analysis.json").read_text())["after"]
+    truth, rows = (json.loads(files[name].read_text()) for name in ("truth", "r"))
+    for row in rows:
+        row["scores"] = [row.pop("score")] * 17
+        row["keypoints"][2::3] = [0] * 17
+    for image in truth["images"]:
+        for folder, content in (
+            ("gt", {**truth, "images": [image], "annotations": of(truth["annotations"], image)}),
+            ("found", of(rows, image)),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{image['id']}.json").write_text(json.dumps(content))
+    folders = {"truth": tmp_path / "gt", "found": tmp_path / "found"}
+    assert analyze({**files, **folders}, results="found", out="folders")[0] == 0
+    found = json.loads((files["d"].with_name("folders") / "analysis.json").read_text())["after"]
+    for name in ("figures", "shares", "ap_if", "people", "matched", "mean_oks"):
+        assert found[name] == pytest.approx(wanted[name]) if name == "mean_oks" else found[name] == wanted[name], name
+
+
+def of(entries, image):
+    return [entry for entry in entries if entry["image_id"] == image["id"]]
+
+
 def test_one_file_without_photographs(files, capsys):
     assert analyze(files, results="d")[0] == 0
     assert "page: " in capsys.readouterr().out

@@ -49,6 +49,7 @@ def side(good: float) -> dict:
         "together": {kind: {"count": 3, "total": 8, "share": 0.375, "low": 0.1, "high": 0.7} for kind in KINDS[1:]},
         "ap_gain": gains,
         "ap_if": {name: good + gain for name, gain in gains.items()},
+        "coco_analyze": {"AP": good, **dict.fromkeys(("jitter", "inversion", "swap", "miss"), 0.0123)},
         "calibration": {"bins": [{"score": 0.4, "oks": 0.5, "count": 3}], "error": 0.1234, "rank": None},
         "score_and_oks": [[0.4, 0.5], [0.3, 0.6]],
     }  # fmt: skip
@@ -114,7 +115,7 @@ def test_before_and_after_holds_the_numbers(made):
     assert summary[5] == ["people matched", "31 of 40", "31 of 40"]
     assert kinds[1] == ["good", "10", "50.0% [25.0%, 90.0%]", "10", "60.0% [30.0%, 90.0%]"]
     assert together[1] == ["jitter", *["3 of 8 (37.5% [10.0%, 70.0%])"] * 2]
-    assert costs[2] == ["inversion", "+0.0100 (0.5100)", "+0.0100 (0.6100)"]
+    assert costs[2] == ["inversion", "+0.0100 (0.5100)", "+0.0100 (0.6100)", "+0.0123", "+0.0123"]
     assert ks == [["", "joints", "before", "after"], ["all", "51", "0.7111", "0.8222"]]
     assert changed == [
         ["before \\ after", "good", "unmatched", "joints"],
