@@ -25,7 +25,7 @@ from posefix_jax.data.recognition import TABLES, recognize
 from posefix_jax.files import inside
 from posefix_jax.types import PosefixError, warn_once
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", *TABLES)
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".npz", *TABLES)
 """Names that a folder's pose files end with, perhaps followed by .gz."""
 _PEOPLE, _FEW, _LONGER = 64, 3, 1.12
 """Joint sets of as many joints are told apart by the limbs of the first people, not of fewer than `_FEW`. OpenPose's
@@ -213,11 +213,6 @@ def _opened(
     path: str, *, skeleton: Skeleton | None, preferred: Skeleton, name: str, most: int
 ) -> tuple[PoseFile, list[np.ndarray]]:
     """As `open_pose_file`; also the joints of up to `most` people if only their number says what joints they are."""
-    if path.endswith((".pth", ".pkl", ".pt", ".npy", ".npz")):
-        raise PosefixError(
-            f"{path}: pickle files are refused, since they can hold programs; Detectron2 writes the same poses to "
-            "coco_instances_results.json"
-        )
     file = PoseFile(path, *recognize(path), skeleton or preferred, name=name)
     if file.list_in == "annotations":
         with open_binary(path) as opened:

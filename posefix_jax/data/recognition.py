@@ -22,14 +22,31 @@ def recognize(path: str) -> tuple[Format, str | None]:
     Raises:
       PosefixError: not a file of poses.
     """
+    if path.endswith((".pth", ".pkl", ".pickle", ".pt")):
+        raise PosefixError(
+            f"{path}: pickle files are refused, since they can hold programs; Detectron2 writes the same poses to "
+            "coco_instances_results.json, MMPose's results can be saved with numpy.savez (keypoints, image_id)"
+        )
     with open_binary(path) as opened:
         head = opened.read(4)
     if head == b"PAR1":
         return FORMATS["parquet"], None
+    if head == b"PK\x03\x04" or head == b"PK\x05\x06":
+        return FORMATS["npz"], None
+    if head == b"\x93NUM":
+        raise PosefixError(
+            f"{path}: an array alone does not name its photographs; save it with them: numpy.savez(FILE, keypoints=..., "
+            "image_id=...)"
+        )
     if head == b"\x89HDF":
         raise PosefixError(
             f"{path}: HDF5 is not read; write the same poses as CSV: DeepLabCut with analyze_videos_converth5_to_csv (or "
             "save_as_csv=True), SLEAP with sleap-convert --format analysis.csv"
+        )
+    if head == b"MATL":
+        raise PosefixError(
+            f"{path}: MATLAB files are not read; load it with scipy.io.loadmat and save the arrays with numpy.savez "
+            "(keypoints, image_id)"
         )
     name = path.removesuffix(".gz").lower()
     if name.endswith(".txt"):

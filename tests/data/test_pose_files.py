@@ -81,7 +81,7 @@ def test_writer_writes_every_format(name, tmp_path):
     (tmp_path / "there").mkdir()
     form = WRITABLE[name]
     for file, data in writer.segments(part):
-        path = tmp_path / "there" / (file or f"one.{'parquet' if form.is_table else 'json'}")
+        path = tmp_path / "there" / (file or f"one.{name if form.is_table else 'json'}")
         with open(path, "wb") as opened, form.writer(opened) as write:
             write(form.head_of(writer.joints).encode())
             write(data if file or form.is_table else data[len(form.between) :])
