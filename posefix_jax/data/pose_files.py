@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -146,6 +146,8 @@ class PoseFiles:
         for file in files:
             if file.empty:
                 file = replace(file, skeleton=self.skeleton)
+                if file.list_in == "" and model.list_in == "":  # an empty list: whose, only the other files tell
+                    file = replace(file, format=self.format)
             elif file.skeleton.joints != self.skeleton.joints or file.format is not self.format:
                 raise PosefixError(
                     f"{file.path} is a {file.format.name} file with the joints of {file.skeleton.name}, {model.path} a "
@@ -216,9 +218,9 @@ def _opened(
     file = PoseFile(path, *recognize(path), skeleton or preferred, name=name)
     if file.list_in == "annotations":
         with open_binary(path) as opened:
-            names, found, whole = _names_and_joints(JsonStream(opened, path), path)
-        file, skeleton = replace(file, names=names or {}), skeleton or found
-        if whole:
+            listed = _listed_in(JsonStream(opened, path), path)
+        file, skeleton = replace(file, names=listed.names or {}, images=listed.images), skeleton or listed.skeleton
+        if listed.whole_body:
             file = replace(file, format=FORMATS["coco-wholebody-annotations"])
     skeleton = file.format.skeleton or skeleton or file.format.skeleton_in(file)
     if file.format.name == "yolo" or (skeleton is not None and not file.format.is_table):
@@ -269,20 +271,32 @@ def read_file_names(path: Path) -> dict[ImageId, str]:
       PosefixError: no such file, or no images in it.
     """
     with open_binary(str(path)) as opened:
-        names, *_ = _names_and_joints(JsonStream(opened, str(path)), str(path))
+        names = _listed_in(JsonStream(opened, str(path)), str(path)).names
     if names is None:
         raise PosefixError(f"{path}: no list of images in it; expected a COCO annotation file")
     return names
 
 
-def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skeleton | None, bool]:
-    """Of a COCO or PoseTrack 2018 annotation file.
+class _Listed(NamedTuple):
+    """What a COCO or PoseTrack 2018 annotation file says beside its annotations.
 
-    Returns:
-      File names by image id (None without `images`), the skeleton, and whether people have COCO-WholeBody's lists.
+    Attributes:
+      names: file names by image id; None without `images`.
+      images: their ids.
+      skeleton: None if nothing says what the joints are.
+      whole_body: people have COCO-WholeBody's lists.
     """
+
+    names: dict | None
+    images: list[ImageId]
+    skeleton: Skeleton | None
+    whole_body: bool
+
+
+def _listed_in(stream: JsonStream, path: str) -> _Listed:
     names: dict | None = None
     skeleton, posetrack, whole = None, False, set()
+    images: list[ImageId] = []
     stream.space()
     for name, _ in stream.members():
         if name == "images" and stream.peek() == "[":
@@ -293,8 +307,14 @@ def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skele
                 if not isinstance(image, dict) or "id" not in image:
                     raise PosefixError(f"{path}: an entry of images has no id")
                 posetrack |= "vid_id" in image or "is_labeled" in image
+                try:
+                    images.append(image_id(image["id"]))
+                except ValueError as error:
+                    raise PosefixError(
+                        f"{path}: the id of an image is {image['id']!r:.40}; expected an integer or a name"
+                    ) from error
                 if names is not None and "file_name" in image:
-                    names[image_id(image["id"])] = str(image["file_name"])
+                    names[images[-1]] = str(image["file_name"])
         elif name == "categories":
             categories, _ = stream.value()
             for category in categories if isinstance(categories, list) else ():
@@ -306,4 +326,4 @@ def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skele
                     whole.add(entry.keys() >= WHOLEBODY_KEYS.keys())
         elif name:
             stream.value(LONGEST_ASIDE)
-    return names, skeleton or (POSETRACK if posetrack else None), whole == {True}
+    return _Listed(names, images, skeleton or (POSETRACK if posetrack else None), whole == {True})

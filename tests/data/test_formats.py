@@ -734,3 +734,39 @@ def test_numbers_cut_by_a_read(chunk, monkeypatch):
     stream = JsonStream(io.BytesIO(b'{"some name": 1.3, "another": -2E+5}'), "f")
     found = {name: stream.value()[0] for name, _ in stream.members() if name}
     assert found == {"some name": 1.3, "another": -2e5}
+
+
+@pytest.mark.parametrize(
+    "source", ["openpose", "mmpose", "posetrack17", "yolo", "poseflow", "kinetics-skeleton", "annotations"]
+)
+def test_photographs_that_show_nobody_survive_conversions(source, photographs, tmp_path):
+    """As an element without people, a file without people, or an entry of images, in every format that can say so."""
+    (tmp_path / "in").mkdir()
+    files, _ = samples()[source if source != "annotations" else "coco-annotations"]
+    for name, text in files:
+        if source == "mmpose":
+            text = json.dumps([*json.loads(text), {"frame_id": 3, "instances": []}])
+        if source == "annotations":
+            value = json.loads(text)
+            value["images"].append({"id": 3, "file_name": "000000000003.png"})
+            text = json.dumps(value)
+        (tmp_path / "in" / name).write_text(text)
+    shown = {}
+    for to in ("openpose", "mmpose", "posetrack17", "mediapipe", "yolo", "coco-annotations"):
+        there = tmp_path / (to if WRITABLE[to].suffix else f"{to}.json")
+        convert(ConvertOptions((str(tmp_path / "in"),), there, to, images=str(photographs)))
+        if there.is_dir():
+            shown[to] = [path for path in files_of(there) if "3" in path.name]
+            assert all('"people": []' in path.read_text() or not path.read_text() for path in shown[to])
+            continue
+        text = there.read_text()
+        value = [json.loads(line) for line in text.splitlines()] if to == "mediapipe" else json.loads(text)
+        lists = {"posetrack17": "annolist", "coco-annotations": "images"}
+        elements = value if isinstance(value, list) else value[lists[to]]
+        people = {"mmpose": "instances", "posetrack17": "annorect", "mediapipe": "landmarks"}
+        shown[to] = [e for e in elements if to == "coco-annotations" or not e[people[to]]]
+        shown[to] = shown[to][2:] if to == "coco-annotations" else shown[to]
+        again = there, tmp_path / f"{to}-again"
+        convert(ConvertOptions((str(there),), again[1], "openpose", images=str(photographs)))
+        assert len(files_of(again[1])) == 3
+    assert {to: len(some) for to, some in shown.items()} == dict.fromkeys(shown, 1)
