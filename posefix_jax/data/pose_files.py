@@ -17,7 +17,7 @@ import numpy as np
 from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, WHOLEBODY_KEYS, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton, limb_length
 from posefix_jax.data.formats import FORMATS, Element, PoseFile
-from posefix_jax.data.formats.base import ImageId
+from posefix_jax.data.formats.base import ImageId, NotPoses
 from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
@@ -124,16 +124,32 @@ class PoseFiles:
     ) -> "PoseFiles":
         """Opens files that `find_files` found, each a path or URL and its name in the output.
 
-        `skeleton` and `preferred` are those of `open_pose_file`. Raises PosefixError also where a file is not one of poses.
+        `skeleton` and `preferred` are those of `open_pose_file`. Of several files, those in which nothing looks like poses (a
+        README, a file of settings) are left out with a warning.
+
+        Raises:
+          PosefixError: as the class; also a file of poses that is damaged, or none at all.
         """
         opened: list[PoseFile] = []
+        left_out: list[NotPoses] = []
         people: list[np.ndarray] = []
         for path, name in files:
             most = max(1, _PEOPLE - len(people))
-            file, some = _opened(path, skeleton=skeleton, preferred=preferred, name=name, most=most)
+            try:
+                file, some = _opened(path, skeleton=skeleton, preferred=preferred, name=name, most=most)
+            except NotPoses as error:
+                if not name:
+                    raise
+                left_out.append(error)
+                continue
             opened.append(file)
             # Files of other numbers of joints are refused below.
             people += [joints for joints in some if len(people) < _PEOPLE and len(joints) == len((people or some)[0])]
+        if left_out and not opened:
+            raise left_out[0]
+        if left_out:
+            more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+            warn_once(f"left out, since nothing in it looks like poses: {left_out[0]}{more}")
         if people:
             likely = _likely_skeleton(opened[0].path, preferred, people)
             opened = [f if f.skeleton.num_joints != likely.num_joints else replace(f, skeleton=likely) for f in opened]

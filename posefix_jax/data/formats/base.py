@@ -23,6 +23,10 @@ PROBLEMS = (KeyError, TypeError, ValueError, IndexError, AttributeError, Overflo
 """What reading a value of the wrong form raises."""
 
 
+class NotPoses(PosefixError):
+    """Nothing in a file looks like poses: among others, in a folder, it may be left out."""
+
+
 class Pose(NamedTuple):
     """One person of a file.
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from posefix_jax.data.formats.base import Edit, Element, Format, Photograph, Pose, PoseFile
+from posefix_jax.data.formats.base import Edit, Element, Format, NotPoses, Photograph, Pose, PoseFile
 from posefix_jax.data.formats.csv import IMAGE
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.types import PosefixError
@@ -212,7 +212,8 @@ def _names_of(arrays: Mapping[str, _Array], path: str) -> _Names:
     listed = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
     image = next((name for name in IMAGE if name in arrays), None)
     if "keypoints" not in arrays or image is None:
-        raise PosefixError(
+        error = PosefixError if "keypoints" in arrays or image is not None else NotPoses
+        raise error(
             f"{path}: has arrays {listed or 'none':.200}; expected keypoints [N, K, 2 or 3] and image_id (or file_name, "
             "frame) [N]"
         )
