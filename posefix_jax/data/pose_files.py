@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, WHOLEBODY_KEYS, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton, limb_length
 from posefix_jax.data.formats import FORMATS, Element, PoseFile
-from posefix_jax.data.formats.base import ImageId
+from posefix_jax.data.formats.base import ImageId, NotPoses
 from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
@@ -25,7 +25,7 @@ from posefix_jax.data.recognition import TABLES, recognize
 from posefix_jax.files import inside
 from posefix_jax.types import PosefixError, warn_once
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", *TABLES)
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".npz", *TABLES)
 """Names that a folder's pose files end with, perhaps followed by .gz."""
 _PEOPLE, _FEW, _LONGER = 64, 3, 1.12
 """Joint sets of as many joints are told apart by the limbs of the first people, not of fewer than `_FEW`. OpenPose's
@@ -126,16 +126,32 @@ class PoseFiles:
         """Opens files that `find_files` found, each a path or URL and its name in the output.
 
         `skeleton` and `preferred` are those of `open_pose_file`. `certain`: files with as many joints as `preferred` have
-        its joints, however another set would fit. Raises PosefixError also where a file is not one of poses.
+        its joints, however another set would fit. Of several files, those in which nothing looks like poses (a
+        README, a file of settings) are left out with a warning.
+
+        Raises:
+          PosefixError: as the class; also a file of poses that is damaged, or none at all.
         """
         opened: list[PoseFile] = []
+        left_out: list[NotPoses] = []
         people: list[np.ndarray] = []
         for path, name in files:
             most = max(1, _PEOPLE - len(people))
-            file, some = _opened(path, skeleton=skeleton, preferred=preferred, name=name, most=most)
+            try:
+                file, some = _opened(path, skeleton=skeleton, preferred=preferred, name=name, most=most)
+            except NotPoses as error:
+                if not name:
+                    raise
+                left_out.append(error)
+                continue
             opened.append(file)
             # Files of other numbers of joints are refused below.
             people += [joints for joints in some if len(people) < _PEOPLE and len(joints) == len((people or some)[0])]
+        if left_out and not opened:
+            raise left_out[0]
+        if left_out:
+            more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+            warn_once(f"left out, since nothing in it looks like poses: {left_out[0]}{more}")
         if people and not (certain and len(people[0]) == preferred.num_joints):
             likely = _likely_skeleton(opened[0].path, preferred, people)
             opened = [f if f.skeleton.num_joints != likely.num_joints else replace(f, skeleton=likely) for f in opened]
@@ -148,6 +164,8 @@ class PoseFiles:
         for file in files:
             if file.empty:
                 file = replace(file, skeleton=self.skeleton)
+                if file.list_in == "" and model.list_in == "":  # an empty list: whose, only the other files tell
+                    file = replace(file, format=self.format)
             elif file.skeleton.joints != self.skeleton.joints or file.format is not self.format:
                 raise PosefixError(
                     f"{file.path} is a {file.format.name} file with the joints of {file.skeleton.name}, {model.path} a "
@@ -215,17 +233,12 @@ def _opened(
     path: str, *, skeleton: Skeleton | None, preferred: Skeleton, name: str, most: int
 ) -> tuple[PoseFile, list[np.ndarray]]:
     """As `open_pose_file`; also the joints of up to `most` people if only their number says what joints they are."""
-    if path.endswith((".pth", ".pkl", ".pt", ".npy", ".npz")):
-        raise PosefixError(
-            f"{path}: pickle files are refused, since they can hold programs; Detectron2 writes the same poses to "
-            "coco_instances_results.json"
-        )
     file = PoseFile(path, *recognize(path), skeleton or preferred, name=name)
     if file.list_in == "annotations":
         with open_binary(path) as opened:
-            names, found, whole = _names_and_joints(JsonStream(opened, path), path)
-        file, skeleton = replace(file, names=names or {}), skeleton or found
-        if whole:
+            listed = _listed_in(JsonStream(opened, path), path)
+        file, skeleton = replace(file, names=listed.names or {}, images=listed.images), skeleton or listed.skeleton
+        if listed.whole_body:
             file = replace(file, format=FORMATS["coco-wholebody-annotations"])
     skeleton = file.format.skeleton or skeleton or file.format.skeleton_in(file)
     if file.format.name == "yolo" or (skeleton is not None and not file.format.is_table):
@@ -276,20 +289,32 @@ def read_file_names(path: Path) -> dict[ImageId, str]:
       PosefixError: no such file, or no images in it.
     """
     with open_binary(str(path)) as opened:
-        names, *_ = _names_and_joints(JsonStream(opened, str(path)), str(path))
+        names = _listed_in(JsonStream(opened, str(path)), str(path)).names
     if names is None:
         raise PosefixError(f"{path}: no list of images in it; expected a COCO annotation file")
     return names
 
 
-def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skeleton | None, bool]:
-    """Of a COCO or PoseTrack 2018 annotation file.
+class _Listed(NamedTuple):
+    """What a COCO or PoseTrack 2018 annotation file says beside its annotations.
 
-    Returns:
-      File names by image id (None without `images`), the skeleton, and whether people have COCO-WholeBody's lists.
+    Attributes:
+      names: file names by image id; None without `images`.
+      images: their ids.
+      skeleton: None if nothing says what the joints are.
+      whole_body: people have COCO-WholeBody's lists.
     """
+
+    names: dict | None
+    images: list[ImageId]
+    skeleton: Skeleton | None
+    whole_body: bool
+
+
+def _listed_in(stream: JsonStream, path: str) -> _Listed:
     names: dict | None = None
     skeleton, posetrack, whole = None, False, set()
+    images: list[ImageId] = []
     stream.space()
     for name, _ in stream.members():
         if name == "images" and stream.peek() == "[":
@@ -300,8 +325,14 @@ def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skele
                 if not isinstance(image, dict) or "id" not in image:
                     raise PosefixError(f"{path}: an entry of images has no id")
                 posetrack |= "vid_id" in image or "is_labeled" in image
+                try:
+                    images.append(image_id(image["id"]))
+                except ValueError as error:
+                    raise PosefixError(
+                        f"{path}: the id of an image is {image['id']!r:.40}; expected an integer or a name"
+                    ) from error
                 if names is not None and "file_name" in image:
-                    names[image_id(image["id"])] = str(image["file_name"])
+                    names[images[-1]] = str(image["file_name"])
         elif name == "categories":
             categories, _ = stream.value()
             for category in categories if isinstance(categories, list) else ():
@@ -313,4 +344,4 @@ def _names_and_joints(stream: JsonStream, path: str) -> tuple[dict | None, Skele
                     whole.add(entry.keys() >= WHOLEBODY_KEYS.keys())
         elif name:
             stream.value(LONGEST_ASIDE)
-    return names, skeleton or (POSETRACK if posetrack else None), whole == {True}
+    return _Listed(names, images, skeleton or (POSETRACK if posetrack else None), whole == {True})

@@ -50,6 +50,19 @@ class Part:
             rows.setdefault(pose.image, []).append(row)
         return rows
 
+    def by_photograph(self) -> Iterator[tuple[ImageId, list[int]]]:
+        """The photographs in order, each with its adjacent rows: none for one that shows nobody."""
+        for image, group in groupby(self._images(), key=lambda pair: pair[0]):
+            yield image, [row for _, row in group if row is not None]
+
+    def _images(self) -> Iterator[tuple[ImageId, int | None]]:
+        rows = iter(range(len(self.poses)))
+        for _, element in self.elements:
+            for pose in element.poses:
+                yield pose.image, next(rows)
+            if element.image is not None:
+                yield element.image, None
+
     def edits(self) -> Iterator[tuple[int, Edit]]:
         """Per element, the index of its file and what changes in it."""
         first = 0
@@ -132,8 +145,8 @@ class PoseWriter:
                 )
         if form.suffix:
             # Only a short text per photograph is remembered.
-            now = {form.file_of(image, self.source.name_of(image)) for image in part.by_image()}
-            runs = sum(1 for _ in groupby(pose.image for pose in part.poses))
+            images = [image for image, _ in part.by_photograph()]
+            now, runs = {form.file_of(image, self.source.name_of(image)) for image in images}, len(images)
             if now & self._seen or len(now) < runs:
                 raise PosefixError(
                     f"{path}: near row {part.first_row} two photographs, or rows of one that are not adjacent, would "
@@ -151,13 +164,13 @@ class PoseWriter:
             ]
         photographs = list(self._photographs(part, self.format))
         if self.format.lists_images:
-            seen = dict.fromkeys(pose.image for pose in part.poses)
+            seen = dict.fromkeys(image for image, _ in part.by_photograph())
             part.more["images"] = [[image, self.source.name_of(image)] for image in seen]
         return self.format.write_new(photographs, single=self.single, integer_ids=self.integer_ids)
 
     def _photographs(self, part: Part, form: Format) -> Iterator[Photograph]:
         given, wanted = self.source.skeleton, form.written_skeleton or self.source.skeleton
-        for image, group in groupby(range(len(part.poses)), key=lambda row: part.poses[row].image):
+        for image, group in part.by_photograph():
             people = []
             rows = [row for row in group if row not in part.dropped]
             for row in rows:

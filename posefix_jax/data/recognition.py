@@ -1,8 +1,10 @@
 """What format a file of poses is in, told by its beginning."""
 
+import re
 from typing import Any
 
 from posefix_jax.data.formats import FORMATS, Format, JsonFormat
+from posefix_jax.data.formats.base import NotPoses
 from posefix_jax.data.formats.csv import has_joint_column, is_header
 from posefix_jax.data.formats.mediapipe import MediaPipe
 from posefix_jax.data.image_sources import open_binary
@@ -11,6 +13,20 @@ from posefix_jax.data.text_lines import lines
 from posefix_jax.types import PosefixError
 
 TABLES = (".csv", ".tsv")
+_POSES = (
+    "keypoint",
+    "kpt",
+    "pose",
+    "joint",
+    "landmark",
+    "skeleton",
+    "people",
+    "person",
+    "bod",
+    "image_id",
+    "instances",
+)
+"""Parts of the names that a file of poses would have, were it damaged or in a form that is not known."""
 _COMMON = {"data"}
 """Members that other documents may have, so that their first element must tell the format."""
 _JSON = [form for form in FORMATS.values() if isinstance(form, JsonFormat)]
@@ -22,17 +38,35 @@ def recognize(path: str) -> tuple[Format, str | None]:
     Raises:
       PosefixError: not a file of poses.
     """
+    if path.endswith((".pth", ".pkl", ".pickle", ".pt")):
+        raise PosefixError(
+            f"{path}: pickle files are refused, since they can hold programs; Detectron2 writes the same poses to "
+            "coco_instances_results.json, MMPose's results can be saved with numpy.savez (keypoints, image_id)"
+        )
     with open_binary(path) as opened:
         head = opened.read(4)
     if head == b"PAR1":
         return FORMATS["parquet"], None
+    if head == b"PK\x03\x04" or head == b"PK\x05\x06":
+        return FORMATS["npz"], None
+    if head == b"\x93NUM":
+        raise PosefixError(
+            f"{path}: an array alone does not name its photographs; save it with them: numpy.savez(FILE, keypoints=..., "
+            "image_id=...)"
+        )
     if head == b"\x89HDF":
         raise PosefixError(
             f"{path}: HDF5 is not read; write the same poses as CSV: DeepLabCut with analyze_videos_converth5_to_csv (or "
             "save_as_csv=True), SLEAP with sleap-convert --format analysis.csv"
         )
+    if head == b"MATL":
+        raise PosefixError(
+            f"{path}: MATLAB files are not read; load it with scipy.io.loadmat and save the arrays with numpy.savez "
+            "(keypoints, image_id)"
+        )
     name = path.removesuffix(".gz").lower()
     if name.endswith(".txt"):
+        _check_numbers(path)
         return FORMATS["yolo"], None
     if name.endswith(TABLES) or not head.decode("utf-8-sig", "replace").lstrip().startswith(("[", "{")):
         table = _table_format(path, named=name.endswith(TABLES))
@@ -40,6 +74,15 @@ def recognize(path: str) -> tuple[Format, str | None]:
             return table, None
     with open_binary(path) as opened:
         return _json_format(JsonStream(opened, path), path)
+
+
+def _check_numbers(path: str) -> None:
+    """Raises NotPoses where hardly a word of the first line of a `.txt` is a number, as in a README or a list of classes."""
+    with open_binary(path) as opened:
+        words = next((line.split() for line in lines(opened, path) if line.strip()), [])
+    numbers = sum(bool(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|inf", word, re.IGNORECASE)) for word in words)
+    if 2 * numbers < len(words):
+        raise NotPoses(f"{path}: its first line is {' '.join(words)!r:.40}; expected Ultralytics' labels (numbers)")
 
 
 def _table_format(path: str, *, named: bool) -> Format | None:
@@ -110,7 +153,17 @@ def _format_of(entry: Any, path: str) -> Format:
         if not form.keyed and form.matches(entry):
             return form
     found = f"an object with {', '.join(sorted(entry)[:5])}" if isinstance(entry, dict) else f"{entry!r:.40}"
-    raise PosefixError(
+    error = PosefixError if any(word in _keys(entry) for word in _POSES) else NotPoses
+    raise error(
         f"{path}: no poses in a known form: its first element is {found}; expected COCO results (image_id, keypoints, "
         "score), or one of the other formats of docs/formats.md"
     )
+
+
+def _keys(value: Any, deep: int = 4) -> str:
+    """The names in the first elements of a value, in lower case."""
+    if not deep or not isinstance(value, dict | list):
+        return ""
+    inner = list(value.values())[:20] if isinstance(value, dict) else value[:3]
+    names = " ".join(map(str, value)).lower() if isinstance(value, dict) else ""
+    return " ".join([names, *(_keys(one, deep - 1) for one in inner)])

@@ -22,7 +22,7 @@ class ConvertOptions:
     out: Path
     """file to write (a name in .jsonl gives lines, .gz is compressed), or folder for a format with a file per photograph"""
     to: str
-    """coco, coco-annotations, coco-wholebody, mmpose, openpose, posetrack17, mediapipe, yolo, parquet, csv"""
+    """coco, coco-annotations, coco-wholebody, mmpose, openpose, posetrack17, mediapipe, yolo, parquet, csv, npz"""
     images: str | None = None
     """the photographs; needed from or to a format with coordinates in fractions of their width and height"""
     annotations: Path | None = None

@@ -19,7 +19,7 @@ class RefineOptions:
     """file to write, or folder if there are several input files: same rows, same order, other keys untouched; OUT.report.json
     is written beside it"""
     to: str | None = None
-    """write another format: coco, coco-annotations, coco-wholebody, mmpose, openpose, posetrack17, mediapipe, yolo, parquet, csv"""
+    """write another format: coco, coco-annotations, coco-wholebody, mmpose, openpose, posetrack17, mediapipe, yolo, parquet, csv, npz"""
     checkpoint: Path | None = None
     """a training run or checkpoint; the packaged refiner by default"""
     annotations: Path | None = None

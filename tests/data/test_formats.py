@@ -32,7 +32,7 @@ from posefix_jax.refining.refiner import Refiner
 from posefix_jax.types import PosefixError
 
 
-@pytest.fixture(params=[*samples(), "parquet"])
+@pytest.fixture(params=[*samples(), "parquet", "npz"])
 def sample(request, tmp_path) -> tuple[str, Path, object]:
     """A format's name, the file or folder, the skeleton."""
     folder = tmp_path / "in"
@@ -50,6 +50,11 @@ def sample(request, tmp_path) -> tuple[str, Path, object]:
         }
         pyarrow.parquet.write_table(pyarrow.table(table), folder / "t.parquet")
         return request.param, folder / "t.parquet", COCO
+    if request.param == "npz":
+        poses = bodies(COCO).astype(np.float32)
+        more = {"image_id": np.array([1, 1, 2]), "scores": np.full(3, 0.5), "note": np.array(["é", "", "x"])}
+        np.savez_compressed(folder / "t.npz", keypoints=poses, **more, feature=np.arange(3000.0).reshape(3, 1000))
+        return request.param, folder / "t.npz", COCO
     files, skeleton = samples()[request.param]
     for name, text in files:
         data = text.encode()
@@ -106,7 +111,7 @@ def test_found_out_and_read(sample):
 def test_written_back_unchanged(sample):
     """Every byte, spacing and digits included."""
     name, path, _ = sample
-    if name == "parquet":
+    if name in ("parquet", "npz"):
         pytest.skip("a table is compared by its values, in test_refined_by_an_identity")
     for file in files_of(path):
         document = open_pose_file(str(file), skeleton=None, preferred=COCO)
@@ -117,7 +122,7 @@ def test_written_back_unchanged(sample):
 def test_one_joint_changes_its_own_characters(sample):
     """And nothing else: read again, the other joints are equal, to the last bit."""
     name, path, _ = sample
-    if name == "parquet":
+    if name in ("parquet", "npz"):
         pytest.skip("a table has no characters")
     file = files_of(path)[0]
     document = open_pose_file(str(file), skeleton=None, preferred=COCO)
@@ -178,7 +183,7 @@ def test_joints_that_were_missing_are_filled_in(sample, identity, photographs, t
     assert (read(out)[1][1][-1, 2] > 0) == knows
 
 
-@pytest.mark.parametrize("target", ["coco", "coco-annotations", "mmpose", "parquet", "csv"])
+@pytest.mark.parametrize("target", ["coco", "coco-annotations", "mmpose", "parquet", "csv", "npz"])
 def test_feet_and_hands_survive_conversions(target, tmp_path):
     """All 133 joints of COCO-WholeBody, from its five lists and back into them."""
     poses = bodies(WHOLEBODY)
@@ -626,6 +631,64 @@ def test_layouts_are_known_by_the_first_person(identity, photographs, tmp_path):
         assert (report["rows"], report["refined"]) == (1, 1)
 
 
+def test_other_arrays_of_an_archive_stay(identity, photographs, tmp_path):
+    """Byte for byte, whatever they are; a joint is filled in in its array's own type; joint scores have an array."""
+    poses = bodies(COCO)
+    arrays = {
+        "note": np.array(["é", "", "x"]),
+        "keypoints": poses[..., :2].astype(">f4"),
+        "frame": np.array([1, 1, 2], np.uint8),
+        "keypoint_scores": poses[..., 2].astype(np.float16),
+        "feature": np.arange(30.0).reshape(3, 10),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    options = RefineOptions(
+        (str(tmp_path / "a.npz"),), str(photographs), tmp_path / "out.npz", batch_size=8, part_rows=1
+    )
+    assert refine_rows(identity, options)["refined"] == 3
+    with zipfile.ZipFile(tmp_path / "a.npz") as before, zipfile.ZipFile(tmp_path / "out.npz") as after:
+        assert before.namelist() == after.namelist()
+        for name in ("note.npy", "frame.npy", "feature.npy"):
+            assert before.read(name) == after.read(name)
+    out = np.load(tmp_path / "out.npz")
+    assert all(out[name].dtype == array.dtype and out[name].shape == array.shape for name, array in arrays.items())
+    assert arrays["keypoint_scores"][1, -1] == 0 < out["keypoint_scores"][1, -1]
+    np.testing.assert_allclose(out["keypoints"][0], arrays["keypoints"][0], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"image_id": [1]}, r"has arrays image_id \[1\]; expected keypoints"),
+        ({"keypoints": np.ones((1, 17, 3))}, "expected keypoints .* and image_id"),
+        ({"keypoints": np.ones((1, 51)), "image_id": [1]}, r"keypoints are float64 \[1, 51\]; expected floats"),
+        ({"keypoints": np.ones((1, 17, 3), int), "image_id": [1]}, "keypoints are int64"),
+        (
+            {"keypoints": np.ones((2, 17, 3)), "image_id": [1]},
+            r"image_id is int64 \[1\]; expected integers or text \[2\]",
+        ),
+        ({"keypoints": np.ones((1, 17, 3)), "image_id": [1.5]}, "image_id is float64"),
+        ({"keypoints": np.ones((1, 17, 3)), "image_id": np.array([None])}, "image_id is object"),
+        ({"keypoints": np.asfortranarray(np.ones((2, 17, 3))), "image_id": [1, 2]}, "Fortran order"),
+        ({"keypoints": np.ones((1, 17, 3)), "file_name": [""]}, "row 0 names no photograph"),
+    ],
+)
+def test_archives_that_are_no_poses_are_refused(arrays, message, tmp_path):
+    np.savez(tmp_path / "a.npz", **{name: np.asarray(array) for name, array in arrays.items()})
+    with pytest.raises(PosefixError, match=message):
+        for _ in open_pose_file(str(tmp_path / "a.npz"), skeleton=None, preferred=COCO).elements():
+            pass
+
+
+def test_files_of_one_array_and_of_programs_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((1, 17, 3)))
+    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
+    for name, message in (("a.npy", "numpy.savez"), ("a.mat", "scipy.io.loadmat"), ("a.pkl", "can hold programs")):
+        with pytest.raises(PosefixError, match=message):
+            open_pose_file(str(tmp_path / name), skeleton=None, preferred=COCO)
+
+
 def test_tables_that_cannot_hold_what_comes_out_are_refused(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -671,3 +734,39 @@ def test_numbers_cut_by_a_read(chunk, monkeypatch):
     stream = JsonStream(io.BytesIO(b'{"some name": 1.3, "another": -2E+5}'), "f")
     found = {name: stream.value()[0] for name, _ in stream.members() if name}
     assert found == {"some name": 1.3, "another": -2e5}
+
+
+@pytest.mark.parametrize(
+    "source", ["openpose", "mmpose", "posetrack17", "yolo", "poseflow", "kinetics-skeleton", "annotations"]
+)
+def test_photographs_that_show_nobody_survive_conversions(source, photographs, tmp_path):
+    """As an element without people, a file without people, or an entry of images, in every format that can say so."""
+    (tmp_path / "in").mkdir()
+    files, _ = samples()[source if source != "annotations" else "coco-annotations"]
+    for name, text in files:
+        if source == "mmpose":
+            text = json.dumps([*json.loads(text), {"frame_id": 3, "instances": []}])
+        if source == "annotations":
+            value = json.loads(text)
+            value["images"].append({"id": 3, "file_name": "000000000003.png"})
+            text = json.dumps(value)
+        (tmp_path / "in" / name).write_text(text)
+    shown = {}
+    for to in ("openpose", "mmpose", "posetrack17", "mediapipe", "yolo", "coco-annotations"):
+        there = tmp_path / (to if WRITABLE[to].suffix else f"{to}.json")
+        convert(ConvertOptions((str(tmp_path / "in"),), there, to, images=str(photographs)))
+        if there.is_dir():
+            shown[to] = [path for path in files_of(there) if "3" in path.name]
+            assert all('"people": []' in path.read_text() or not path.read_text() for path in shown[to])
+            continue
+        text = there.read_text()
+        value = [json.loads(line) for line in text.splitlines()] if to == "mediapipe" else json.loads(text)
+        lists = {"posetrack17": "annolist", "coco-annotations": "images"}
+        elements = value if isinstance(value, list) else value[lists[to]]
+        people = {"mmpose": "instances", "posetrack17": "annorect", "mediapipe": "landmarks"}
+        shown[to] = [e for e in elements if to == "coco-annotations" or not e[people[to]]]
+        shown[to] = shown[to][2:] if to == "coco-annotations" else shown[to]
+        again = there, tmp_path / f"{to}-again"
+        convert(ConvertOptions((str(there),), again[1], "openpose", images=str(photographs)))
+        assert len(files_of(again[1])) == 3
+    assert {to: len(some) for to, some in shown.items()} == dict.fromkeys(shown, 1)

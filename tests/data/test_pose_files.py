@@ -81,7 +81,7 @@ def test_writer_writes_every_format(name, tmp_path):
     (tmp_path / "there").mkdir()
     form = WRITABLE[name]
     for file, data in writer.segments(part):
-        path = tmp_path / "there" / (file or f"one.{'parquet' if form.is_table else 'json'}")
+        path = tmp_path / "there" / (file or f"one.{name if form.is_table else 'json'}")
         with open(path, "wb") as opened, form.writer(opened) as write:
             write(form.head_of(writer.joints).encode())
             write(data if file or form.is_table else data[len(form.between) :])
@@ -182,3 +182,44 @@ def test_openposes_two_bodies_of_25_joints(tmp_path, written, read, capsys):
     assert ("read with the joints of openpose25b" in capsys.readouterr().err) == (written != "openpose25")
     assert PoseFiles.open(files, skeleton=OPENPOSE25, preferred=COCO).skeleton is OPENPOSE25  # --skeleton overrules
     assert PoseFiles.open(files[:2], skeleton=None, preferred=COCO).skeleton is OPENPOSE25  # too few to tell
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("README.txt", "1. These are the poses of\n5 videos"),
+        ("classes.txt", "person\n"),
+        ("args.json", '{"epochs": 300, "imgsz": [640, 640], "model": "yolo.pt"}'),
+        ("log.jsonl", '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.4}\n'),
+        ("results.csv", "epoch,train/box_loss,lr/pg0\n1,0.5,0.1\n"),
+        ("names.json", '["a", "b"]'),
+    ],
+)
+def test_files_without_poses_in_a_folder_are_left_out_aloud(name, text, tmp_path, capsys):
+    warn_once.cache_clear()
+    files_of(tmp_path / "in", {"a.json": [row(1)], "b.json": [row(2)]})
+    (tmp_path / "in" / name).write_text(text)
+    source = PoseFiles.open(find_files([str(tmp_path / "in")], tmp_path / "out"), skeleton=None, preferred=COCO)
+    assert [file.name for file in source.files] == ["a.json", "b.json"]
+    said = capsys.readouterr().err
+    assert name in said and "left out" in said and said.count("\n") == 1
+    with pytest.raises(PosefixError, match=name):  # named itself, it is an error
+        PoseFiles.open([(str(tmp_path / "in" / name), "")], skeleton=None, preferred=COCO)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("0.txt", "0 0.5 0.5 x 0.1 0.2\n"),
+        ("c.json", '[{"img": "a.jpg", "kpts": [1, 2, 3]}]'),
+        ("c.json", '[{"image_id": 1, "keypoints": [1, 2, 3'),
+        ("c.json", '{"frames": [{"persons": [{"pose": []}]}]}'),
+        ("t.csv", "image_id,nose_x,left_eye_x\n1,2,3\n"),
+        ("t.csv", "image_id,keypoints\n1,2\n"),
+    ],
+)
+def test_damaged_poses_in_a_folder_are_an_error(name, text, tmp_path):
+    files_of(tmp_path / "in", {"a.json": [row(1)], "b.json": [row(2)]})
+    (tmp_path / "in" / name).write_text(text)
+    with pytest.raises(PosefixError, match=name):
+        PoseFiles.open(find_files([str(tmp_path / "in")], tmp_path / "out"), skeleton=None, preferred=COCO)

@@ -14,6 +14,7 @@ from posefix_jax.data.formats.datasets import KineticsSkeleton, MpiiJson
 from posefix_jax.data.formats.deeplabcut import DeepLabCut
 from posefix_jax.data.formats.mediapipe import MediaPipe
 from posefix_jax.data.formats.mmpose import MMPose, MMPoseImage
+from posefix_jax.data.formats.npz import Npz
 from posefix_jax.data.formats.openpose import OpenPose
 from posefix_jax.data.formats.parquet import Parquet
 from posefix_jax.data.formats.posetrack17 import PoseTrack17
@@ -42,6 +43,7 @@ FORMATS: dict[str, Format] = {
         PoseTrack17(),
         Yolo(),
         Parquet(),
+        Npz(),
         DeepLabCut(),
         CsvJoints(),
         Csv(),
@@ -49,21 +51,7 @@ FORMATS: dict[str, Format] = {
 }
 """Every format by name."""
 
-WRITABLE = {
-    name: FORMATS[name]
-    for name in (
-        "coco",
-        "coco-annotations",
-        "coco-wholebody",
-        "mmpose",
-        "openpose",
-        "posetrack17",
-        "mediapipe",
-        "yolo",
-        "parquet",
-        "csv",
-    )
-}
+WRITABLE = {name: form for name, form in FORMATS.items() if form.writable}
 """Those that `--to` writes."""
 
 __all__ = [

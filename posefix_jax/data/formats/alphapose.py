@@ -28,6 +28,9 @@ class AlphaPoseBodies(JsonFormat):
             for i, body in enumerate(entry.get(key, ())):
                 yield Pose(name, triples(body[joints], joints), (key, i, joints))
 
+    def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
+        return value[0]
+
     def paths(self, pose: Pose, joint: int) -> tuple:
         return tuple((*pose.path, 3 * joint + i) for i in range(3))
 
@@ -37,6 +40,7 @@ class AlphaPoseBody(JsonFormat):
 
     name = "alphapose-body"
     members = ("bodies",)
+    file_per_photograph = True
 
     def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         yield Pose(image, triples(entry["joints"], "joints"), ("joints",))
@@ -63,6 +67,9 @@ class PoseFlow(JsonFormat):
             raise ValueError(f"{name!r:.40} is {type(people).__name__}, expected a list of people")
         for i, person in enumerate(people):
             yield Pose(name, triples(person["keypoints"]), (i,), score_of(person, "scores"), track=person.get("idx"))
+
+    def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
+        return value[0]
 
     def paths(self, pose: Pose, joint: int) -> tuple:
         return tuple((*pose.path, "keypoints", 3 * joint + i) for i in range(3))

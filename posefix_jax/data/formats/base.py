@@ -23,6 +23,10 @@ PROBLEMS = (KeyError, TypeError, ValueError, IndexError, AttributeError, Overflo
 """What reading a value of the wrong form raises."""
 
 
+class NotPoses(PosefixError):
+    """Nothing in a file looks like poses: among others, in a folder, it may be left out."""
+
+
 class Pose(NamedTuple):
     """One person of a file.
 
@@ -51,12 +55,16 @@ class Pose(NamedTuple):
 
 
 class Element(NamedTuple):
-    """A piece of a file: the text before it, its own text (or table), its people, whether it is the file's first."""
+    """A piece of a file: the text before it, its own text (or table), its people, whether it is the file's first.
+
+    `image` is the photograph of an element that shows nobody, where it is known.
+    """
 
     lead: str
     text: Any
     poses: Sequence[Pose] = ()
     first: bool = False
+    image: ImageId | None = None
 
 
 @dataclass
@@ -98,6 +106,7 @@ class Format:
       fraction: coordinates are fractions of the image's width and height.
       row_per_person: an element is one person, so that a person can be left out.
       score_path: where a person's score is within the person; empty if a score cannot be written in place.
+      file_per_photograph: a file is the people of the photograph that its name tells.
       missing_at: a joint is missing if its x and y both equal one of these, whatever its score; beside the rules of every
         format (a score of 0 or below; a value that is null or NaN).
 
@@ -117,6 +126,7 @@ class Format:
     fraction = False
     row_per_person = False
     score_path: tuple[str, ...] = ()
+    file_per_photograph = False
     missing_at: tuple[float, ...] = ()
 
     writable = False
@@ -136,10 +146,11 @@ class Format:
         Raises:
           PosefixError: the file is broken, or a person does not fit the format and `file.skeleton`; says where.
         """
-        row = 0
+        row, somebody = 0, False
         with open_binary(file.path) as opened:
             for lead, text, value in self.items(opened, file):
                 poses: list[Pose] = []
+                image: ImageId | None = None
                 try:
                     for pose in self.people(value, text, file) if text else ():
                         if len(pose.joints) != file.skeleton.num_joints:
@@ -148,10 +159,15 @@ class Format:
                                 f"(x, y, score of the {file.skeleton.num_joints} joints of {file.skeleton.name})"
                             )
                         poses.append(self.marked(pose))
+                    if text and not poses:
+                        image = self.photograph_of(value, file)
                 except PROBLEMS as error:
                     raise file.unfit(row, error) from error
-                yield Element(lead, text, poses, first=row == 0)
+                somebody |= bool(poses)
+                yield Element(lead, text, poses, first=row == 0, image=image)
                 row += 1
+        if self.file_per_photograph and not somebody:
+            yield Element("", "", image=file.image)
 
     def first_people(self, file: "PoseFile", most: int) -> list[np.ndarray]:
         """The joints of the first people, with as many joints as the very first; `file.skeleton` is not known yet."""
@@ -182,6 +198,10 @@ class Format:
     def people(self, value: object, text: str, file: "PoseFile") -> Iterator[Pose]:
         """The people of an element; raises one of `PROBLEMS` where it has the wrong form."""
         raise NotImplementedError
+
+    def photograph_of(self, value: Any, file: "PoseFile") -> ImageId | None:
+        """The photograph of an element that shows nobody; None if the element does not tell. Raises one of `PROBLEMS`."""
+        return None
 
     def marked(self, pose: Pose) -> Pose:
         """The pose with 0, 0, 0 for a joint with a null or NaN, and score 0 for one whose place says that it is missing."""
@@ -376,6 +396,7 @@ class PoseFile:
       list_in: the member of the document's object that holds the elements, "" for a list, None for lines.
       skeleton: the joints.
       names: file names by image id, where the file has them.
+      images: the ids of the photographs that it lists.
       empty: nobody is in it, so format and skeleton are those of the files read with it.
       name: the path within the folder that was named.
     """
@@ -385,6 +406,7 @@ class PoseFile:
     list_in: str | None
     skeleton: Skeleton
     names: Mapping | None = None
+    images: Sequence[ImageId] = ()
     empty: bool = False
     name: str = ""
 

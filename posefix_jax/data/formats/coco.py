@@ -92,29 +92,12 @@ class CocoWholeBody(CocoResults):
         return texts
 
 
-class CocoWholeBodyAnnotations(CocoWholeBody):
-    """COCO annotations with the lists of COCO-WholeBody; the third value of a joint is its visibility."""
-
-    name = "coco-wholebody-annotations"
-    missing_at = ()  # the visibility says it
-    visible = 2
-    writable = False
-
-    def matches(self, entry: dict) -> bool:
-        return False
-
-    def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
-        image_id(entry.get("image_id"))
-        if entry.get("keypoints"):
-            yield from super().people_of(entry, image)
-
-
 class CocoAnnotations(CocoResults):
     """An object with `images`, `annotations` and `categories`; the third value of a joint is its visibility."""
 
     name = "coco-annotations"
     element_keys = ()
-    members = ("annotations", "images", "categories")
+    members: tuple[str, ...] = ("annotations", "images", "categories")
     missing_at = ()  # the visibility says it
     visible = 2
     head = '{"annotations": ['
@@ -127,6 +110,16 @@ class CocoAnnotations(CocoResults):
         image_id(entry.get("image_id"))
         if entry.get("keypoints"):
             yield from super().people_of(entry, image)
+
+    def elements(self, file: PoseFile) -> Iterator[Element]:
+        """As `Format.elements`; after them, an element for each photograph of `images` in which nobody is."""
+        seen: set[ImageId] = set()
+        for element in super().elements(file):
+            seen.update(pose.image for pose in element.poses)
+            yield element
+        for image in file.images:
+            if image not in seen:
+                yield Element("", "", image=image)
 
     def compose(self, photograph: Photograph) -> list[str]:
         texts = []
@@ -146,6 +139,14 @@ class CocoAnnotations(CocoResults):
         ]
         category = {"id": 1, "name": "person", "keypoints": list(joints)}
         return f'],\n"images": {json.dumps(entries)},\n"categories": {json.dumps([category])}}}\n'
+
+
+class CocoWholeBodyAnnotations(CocoAnnotations, CocoWholeBody):
+    """COCO annotations with the lists of COCO-WholeBody."""
+
+    name = "coco-wholebody-annotations"
+    members = ()
+    writable = False
 
 
 class Detectron2(CocoResults):

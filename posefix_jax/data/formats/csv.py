@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton, canonical
-from posefix_jax.data.formats.base import Edit, Photograph, Pose, PoseFile
+from posefix_jax.data.formats.base import Edit, NotPoses, Photograph, Pose, PoseFile
 from posefix_jax.data.formats.cells import DELIMITERS, cells_of, delimiter_of, plain, quoted
 from posefix_jax.data.formats.table import (
     Cells,
@@ -80,11 +80,14 @@ class Csv(Table):
                     raise _unfit(path, f"a column for {joint}, but none for its {axis}", self.name)
         if not joints:
             listed = ", ".join(names[:6])
-            raise _unfit(
-                path,
-                f"columns {listed:.120}, none of which are joints; expected pairs like nose_x, nose_y (a record per person), or "
-                "joint, x, y (a record per joint)",
-                self.name,
+            alike = found or set(columns) & {*IMAGE, *JOINT, "x", "y", "keypoints"}
+            raise (PosefixError if alike else NotPoses)(
+                _message(
+                    path,
+                    f"columns {listed:.120}, none of which are joints; expected pairs like nose_x, nose_y (a record per person), or "
+                    "joint, x, y (a record per joint)",
+                    self.name,
+                )
             )
         named = {joint: axes for joint, axes in joints.items() if not re.fullmatch(_NUMBERED, joint)}
         numbered = not named
@@ -264,7 +267,11 @@ def _columns(header: str, path: str, kind: str) -> tuple[str, list[str], dict[st
 
 
 def _unfit(path: str, what: str, kind: str) -> PosefixError:
-    return PosefixError(f"{path}: the header has {what} (read as {kind})")
+    return PosefixError(_message(path, what, kind))
+
+
+def _message(path: str, what: str, kind: str) -> str:
+    return f"{path}: the header has {what} (read as {kind})"
 
 
 def _first(columns: Mapping[str, int], names: Sequence[str]) -> int | None:

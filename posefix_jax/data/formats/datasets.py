@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from posefix_jax.core.joint_sets import MPII, OPENPOSE18
-from posefix_jax.data.formats.base import ImageId, JsonFormat, Pose
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Pose, PoseFile
 from posefix_jax.data.formats.values import image_of, numbers
 
 
@@ -57,6 +57,9 @@ class KineticsSkeleton(JsonFormat):
             if len(xy) != 2 * len(scores):
                 raise ValueError(f"pose has {len(xy)} values and score {len(scores)}, expected twice as many")
             yield Pose(image_of(entry, image), np.column_stack([xy.reshape(-1, 2), scores]), ("skeleton", i))
+
+    def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
+        return image_of(value, file.image)
 
     def paths(self, pose: Pose, joint: int) -> tuple:
         pair = (*pose.path, "pose")

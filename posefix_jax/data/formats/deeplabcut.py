@@ -5,9 +5,11 @@ animals), `bodyparts`, `coords`; columns x, y, likelihood of every body part, or
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+from posefix_jax.data.formats.base import ImageId, PoseFile
 from posefix_jax.data.formats.cells import cells_of, plain
-from posefix_jax.data.formats.table import Cells, Layout, Table
+from posefix_jax.data.formats.table import Cells, Layout, Table, image_named
 from posefix_jax.types import PosefixError, warn_once
 
 _AXES = ("x", "y", "likelihood")
@@ -20,6 +22,10 @@ class DeepLabCut(Table):
 
     def header_ends(self, header: Sequence[str]) -> bool:
         return header[-1].startswith(("coords,", '"coords",')) or len(header) == 4
+
+    def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
+        layout, (record,) = value
+        return image_named(record, layout)
 
     def layout(self, header: Sequence[str], path: str) -> Layout:
         try:

@@ -56,6 +56,9 @@ class MediaPipe(JsonFormat):
         else:
             raise KeyError(MARKS[0])
 
+    def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
+        return image_of(value, file.image) if isinstance(value, dict) else file.image
+
     def paths(self, pose: Pose, joint: int) -> tuple:
         place = joint if pose.slots is None else pose.slots[joint][0]
         return tuple((*pose.path, place, key) for key in ("x", "y", "visibility"))

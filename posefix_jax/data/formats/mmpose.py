@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose, PoseFile
 from posefix_jax.data.formats.values import image_of, numbers, score_of
 
 
@@ -14,6 +15,7 @@ class MMPoseImage(JsonFormat):
 
     name = "mmpose-image"
     members = ("instance_info",)
+    file_per_photograph = True
 
     def matches(self, entry: dict) -> bool:
         return {"keypoints", "keypoint_scores"} <= entry.keys()
@@ -35,6 +37,7 @@ class MMPose(MMPoseImage):
 
     name = "mmpose"
     element_keys = ("instances",)
+    file_per_photograph = False
     writable = True
 
     def matches(self, entry: dict) -> bool:
@@ -45,6 +48,9 @@ class MMPose(MMPoseImage):
         for i, instance in enumerate(entry["instances"]):
             for pose in super().people_of(instance, image):
                 yield pose._replace(path=("instances", i))
+
+    def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
+        return image_of(value, file.image)
 
     def compose(self, photograph: Photograph) -> list[str]:
         instances = [

@@ -13,6 +13,7 @@ class OpenPose(JsonFormat):
 
     name = "openpose"
     members = ("people",)
+    file_per_photograph = True
     writable = True
     written_skeleton = OPENPOSE25
     head, between, tail = "", "\n", "\n"

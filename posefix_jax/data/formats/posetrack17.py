@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from posefix_jax.core.joint_sets import POSETRACK17
-from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose
+from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose, PoseFile
 from posefix_jax.data.formats.values import image_id, numbers, score_of
 
 
@@ -47,6 +48,9 @@ class PoseTrack17(JsonFormat):
         slot, scored = (pose.slots or {})[joint]
         point = (*pose.path, slot)
         return (*point, "x", 0), (*point, "y", 0), (*point, "score", 0) if scored else None
+
+    def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
+        return image_id(value["image"][0]["name"])
 
     def added(self, pose: Pose, joint: int, values: list[float], slot: int) -> dict[tuple, object]:
         x, y, score = values

@@ -9,7 +9,7 @@ import numpy as np
 
 from posefix_jax.core.joint_sets import SKELETONS, comparable_names, joints_in, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton
-from posefix_jax.data.formats.base import Edit, Format, Pose, PoseFile
+from posefix_jax.data.formats.base import Edit, Format, ImageId, Pose, PoseFile
 from posefix_jax.data.formats.cells import (
     cells_of,
     inner,
@@ -177,18 +177,23 @@ def joints_of(record: Record, columns: Sequence[Cells], layout: Layout) -> np.nd
     return joints
 
 
-def own_values(record: Record, layout: Layout, joints: np.ndarray) -> Pose:
-    """A pose with what the record says of the photograph and the person. Raises ValueError."""
-    cells = record.cells
-    parts = [name_or_number(cells[column]) for column in layout.image]
+def image_named(record: Record, layout: Layout) -> ImageId:
+    """What the record calls its photograph. Raises ValueError."""
+    parts = [name_or_number(record.cells[column]) for column in layout.image]
     image = parts[0] if len(parts) == 1 else "/".join(map(str, parts))
     if image == "":
         raise ValueError(f"line {record.line}: column {layout.header[layout.image[0]]!r:.40} names no photograph")
+    return image
+
+
+def own_values(record: Record, layout: Layout, joints: np.ndarray) -> Pose:
+    """A pose with what the record says of the photograph and the person. Raises ValueError."""
+    cells = record.cells
     score = None if layout.score is None else numbers_of(cells, [layout.score], layout.header)[0]
     track = None if layout.track is None else name_or_number(cells[layout.track])
     category = None if layout.category is None else name_or_number(cells[layout.category])
     return Pose(
-        image,
+        image_named(record, layout),
         joints,
         score=None if score is None or score != score else score,
         category=None if category == "" else category,

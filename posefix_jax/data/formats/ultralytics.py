@@ -18,6 +18,7 @@ class UltralyticsResults(JsonFormat):
 
     name = "ultralytics"
     row_per_person = True
+    file_per_photograph = True
     score_path = ("confidence",)
     missing_at = (0.0,)  # a keypoint below Ultralytics' own limit
 

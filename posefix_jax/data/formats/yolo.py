@@ -18,6 +18,7 @@ class Yolo(Format):
 
     name = "yolo"
     fraction = True
+    file_per_photograph = True
     missing_at = (0.0,)  # written for a joint below Ultralytics' own limit, with its confidence beside it
     writable = True
     head, between, tail = "", "\n", "\n"
