@@ -14,7 +14,7 @@ from posefix_jax.core.skeleton import (
     group_of,
     joints_in,
     kind_of,
-    warn_of_guessed_sigmas,
+    tell_joints,
 )
 from posefix_jax.types import PosefixError, nearest_names, warn_once
 
@@ -47,7 +47,7 @@ __all__ = [
     "kind_of",
     "load_skeleton",
     "skeleton_from_category",
-    "warn_of_guessed_sigmas",
+    "tell_joints",
 ]
 
 

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from posefix_jax.types import PosefixError, warn_once
+from posefix_jax.types import PosefixError, tell, warn_once
 
 
 @dataclass(frozen=True)
@@ -280,13 +280,20 @@ class JointMap:
         return joints
 
 
-def warn_of_guessed_sigmas(skeleton: Skeleton, source: object) -> None:
-    """Warns that scores depend on guessed sigmas; silent if they are known.
+def describe_joints(skeleton: Skeleton) -> str:
+    """Which joints these are, and whose OKS sigmas, for a line of the terminal."""
+    sigmas = "guessed" if skeleton.sigmas_guessed else f"those of {skeleton.name}"
+    return f"the {skeleton.num_joints} joints of {skeleton.name} (OKS sigmas: {sigmas})"
+
+
+def tell_joints(skeleton: Skeleton, source: object) -> None:
+    """Says which joints and sigmas a command uses, and warns if scores depend on guessed sigmas.
 
     Args:
       skeleton: of the poses.
-      source: the file to name in the warning.
+      source: the file to name.
     """
+    tell(f"{source}: {describe_joints(skeleton)}")
     if skeleton.sigmas_guessed:
         by_sigma: dict[float, list[str]] = {}
         for joint, sigma in zip(skeleton.joints, skeleton.sigmas, strict=True):

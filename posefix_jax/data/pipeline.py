@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from posefix_jax.core.skeleton import joints_in, warn_of_guessed_sigmas
+from posefix_jax.core.skeleton import joints_in, tell_joints
 from posefix_jax.data.images import UnreadableImage, decode_jpeg
 from posefix_jax.data.records import MAX_DETECTED, MAX_OTHERS, Manifest, Record
 from posefix_jax.types import PosefixError
@@ -41,7 +41,7 @@ class People:
         self.folders = [Path(folder) for folder in folders]
         self.manifests = [Manifest.read(folder) for folder in self.folders]
         self.skeleton = self.manifests[0].skeleton
-        warn_of_guessed_sigmas(self.skeleton, self.folders[0])
+        tell_joints(self.skeleton, self.folders[0])
         self.repeats = tuple(repeats) or (1.0,) * len(self.folders)
         self._joints = [self._joints_in(folder, m) for folder, m in zip(self.folders, self.manifests, strict=True)]
         self.patch = max(manifest.patch for manifest in self.manifests)

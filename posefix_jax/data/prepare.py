@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from posefix_jax.core import geometry
 from posefix_jax.core.joint_sets import load_skeleton
-from posefix_jax.core.skeleton import warn_of_guessed_sigmas
+from posefix_jax.core.skeleton import tell_joints
 from posefix_jax.data.coco import OVERLAP_IOU, Annotations, Person, box_iou, read_annotations
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.image_sources import Images
@@ -78,7 +78,6 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
     annotations = read_annotations(options.annotations, skeleton)
     if not annotations.people:
         raise PosefixError(f"{options.annotations}: nobody with a labelled joint in it")
-    warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     images = Images(options.images, annotations.file_names)
     files = images.find_all(p.image_id for p in annotations.people)
     detected = match_detections(annotations, options.detections)
@@ -90,6 +89,7 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
         if not people:
             raise PosefixError(f"{folder}: no people for it; change --holdout")
         _check_free(folder)
+    tell_joints(annotations.skeleton, options.annotations)
     for folder in parts:
         discard(_partial(folder), MADE_BY)  # from a run that was killed
         claim(_partial(folder), MADE_BY)

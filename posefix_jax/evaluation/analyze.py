@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from posefix_jax.core.joint_sets import load_skeleton
-from posefix_jax.core.skeleton import warn_of_guessed_sigmas
+from posefix_jax.core.skeleton import tell_joints
 from posefix_jax.data.coco import Annotations, Person, read_annotation_files
 from posefix_jax.data.formats import Pose
 from posefix_jax.data.image_sources import Images
@@ -109,7 +109,6 @@ def analyze(options: AnalyzeOptions) -> dict:
     annotations = read_annotation_files(
         options.annotations, load_skeleton(options.skeleton) if options.skeleton else None
     )
-    warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     files = {**({"before": options.against} if options.against else {}), "after": options.results}
     people, poses = in_categories(
         annotations.everybody,
@@ -125,6 +124,7 @@ def analyze(options: AnalyzeOptions) -> dict:
     }
     images = Images(options.images, annotations.file_names or None) if options.images else None
     found = images.find_all(annotations.people[p].image_id for p in matches["after"][1].person) if images else {}
+    tell_joints(annotations.skeleton, options.annotations)
     truth = truth_of(annotations.images, annotations.everybody, annotations.skeleton)
     sides = {}
     with Progress("analyze", len(files) * (len(ERRORS) + 5), unit="evaluations") as progress:

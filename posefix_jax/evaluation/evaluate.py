@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from posefix_jax.core.joint_sets import CROWDPOSE, MPII, POSETRACK, POSETRACK17, WHOLEBODY, load_skeleton
-from posefix_jax.core.skeleton import warn_of_guessed_sigmas
+from posefix_jax.core.skeleton import tell_joints
 from posefix_jax.data.coco import read_annotation_files
 from posefix_jax.data.detections import read_detections
 from posefix_jax.data.formats import Pose
@@ -92,8 +92,6 @@ def evaluate(options: EvaluateOptions) -> dict:
     measure = METRICS[metric]
     if metric == "oks" and truth.skeleton == WHOLEBODY:
         measure = whole_body_scores
-    if metric in ("oks", "crowdpose"):
-        warn_of_guessed_sigmas(truth.skeleton, options.annotations)
     files = {"after": options.results, **({"before": options.against} if options.against else {})}
     poses = {side: _detections(path, truth, metric, options.annotations) for side, path in files.items()}
     if metric in ("oks", "crowdpose"):
@@ -105,6 +103,7 @@ def evaluate(options: EvaluateOptions) -> dict:
             annotations=options.annotations,
         )
         truth, poses = truth._replace(people=people), dict(zip(files, placed, strict=True))
+        tell_joints(truth.skeleton, options.annotations)
     scores = {}
     for side in files:
         try:

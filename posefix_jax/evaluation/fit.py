@@ -8,7 +8,7 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
 from posefix_jax.core.joint_sets import load_skeleton
-from posefix_jax.core.skeleton import Skeleton, warn_of_guessed_sigmas
+from posefix_jax.core.skeleton import Skeleton, tell_joints
 from posefix_jax.core.synthesis import PAPER, ErrorModel
 from posefix_jax.core.synthesis.error_model import DRAW_ORDER, DRAWN
 from posefix_jax.data.coco import read_annotation_files
@@ -59,8 +59,8 @@ def fit(options: FitOptions) -> str:
         options.annotations, load_skeleton(options.skeleton) if options.skeleton else None
     )
     check_apart([options.out], [*options.detections, options.annotations])
-    warn_of_guessed_sigmas(annotations.skeleton, options.annotations)
     parts = [match_file(path, annotations)[1] for path in options.detections]
+    tell_joints(annotations.skeleton, options.annotations)
     name = "+".join(path.stem for path in options.detections)
     model, evidence = fit_error_model(
         parts,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from posefix_jax.core.joint_sets import load_skeleton
-from posefix_jax.core.skeleton import Skeleton
+from posefix_jax.core.skeleton import Skeleton, describe_joints
 from posefix_jax.data.formats import Element, Pose
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles, find_files
@@ -14,7 +14,7 @@ from posefix_jax.data.pose_writer import Part, PoseWriter
 from posefix_jax.files import check_apart
 from posefix_jax.refining.resumable_output import JobManifest, Parts, check_output, outputs_of
 from posefix_jax.report.progress import Progress
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, tell
 
 
 def open_files(
@@ -44,7 +44,10 @@ def open_files(
     more = [place for place in (images, annotations, skeleton) if place is not None]
     check_apart(outputs, [path for path, _ in files] + more)
     given = None if skeleton is None else load_skeleton(skeleton)
-    return PoseFiles.open(files, skeleton=given, preferred=preferred, annotations=annotations)
+    source = PoseFiles.open(files, skeleton=given, preferred=preferred, annotations=annotations)
+    count = f"{len(files)} files" if len(files) > 1 else "a file"
+    tell(f"{source.path}: {count} of {source.format.name}, with {describe_joints(source.skeleton)}")
+    return source
 
 
 class FileJob:

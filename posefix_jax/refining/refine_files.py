@@ -114,8 +114,6 @@ class _RefineJob:
         pictures = outputs_of(options.out)["pictures"]
         if options.pictures:
             claim(pictures, MADE_BY, store.job, replace=True)
-        files = f"{len(source.files)} {source.format.name} file{'s' * (len(source.files) > 1)}"
-        tell(f"reads {files} with the joints of {source.skeleton.name}, {rows} poses")
         with Progress("refine", rows, unit="poses") as progress:
             mine = self._refine_parts(store, index, shards, trust, progress)
         if options.pictures:

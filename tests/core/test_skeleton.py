@@ -25,8 +25,8 @@ from posefix_jax.core.skeleton import (
     group_of,
     joints_in,
     limb_length,
+    tell_joints,
     to_skeleton,
-    warn_of_guessed_sigmas,
 )
 from posefix_jax.data.coco import read_annotations
 from posefix_jax.types import PosefixError, warn_once
@@ -115,12 +115,13 @@ def test_guessed_sigmas_are_said_aloud(capsys):
     skeleton = skeleton_from_category(category)
     assert skeleton.sigmas == (0.062, 0.08) and skeleton.sigmas_guessed
     assert Skeleton.from_dict(skeleton.to_dict()) == skeleton
-    warn_of_guessed_sigmas(skeleton, "gt.json")
+    tell_joints(skeleton, "gt.json")
     said = capsys.readouterr().err
     assert "gt.json: the joints of 'dog' are not a known set" in said and "0.062 for Left Wrist; 0.08 for tail" in said
     known = skeleton_from_category({**category, "sigmas": [0.1, 0.2]})
-    warn_of_guessed_sigmas(known, "gt.json")
-    assert not known.sigmas_guessed and not capsys.readouterr().err
+    tell_joints(known, "gt.json")
+    assert not known.sigmas_guessed
+    assert capsys.readouterr().err == "gt.json: the 2 joints of dog (OKS sigmas: those of dog)\n"
 
 
 @pytest.mark.parametrize(
