@@ -132,6 +132,8 @@ def size(network: str, crop: str, batch: int) -> dict:
         overlap=np.int32(0),
         detected_xy=np.zeros((8, joints, 2), np.float32),
         detected=np.zeros((8, joints), bool),
+        pseudo_xy=np.zeros((joints, 2), np.float32),
+        pseudo=np.zeros(joints, bool),
         box=np.zeros(4, np.float32),
         area=np.float32(0),
         weight=np.float32(0),

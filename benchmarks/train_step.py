@@ -43,6 +43,8 @@ def random_batch(size: int, patch: int = 384, joints: int = 17, others: int = 4)
         overlap=np.full(size, others, np.int32),
         detected_xy=np.zeros((size, 8, joints, 2), np.float32),
         detected=np.zeros((size, 8, joints), bool),
+        pseudo_xy=np.zeros((size, joints, 2), np.float32),
+        pseudo=np.zeros((size, joints), bool),
         box=np.tile(np.float32([100, 80, 150, 200]), (size, 1)),
         area=np.full(size, 16000, np.float32),
         weight=np.ones(size, np.float32),

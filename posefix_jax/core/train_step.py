@@ -45,6 +45,7 @@ class Batch(NamedTuple):
 
     Attributes:
       detected_xy, detected: M poses that real estimators found for the person; padding has no joint.
+      pseudo_xy, pseudo: an estimator's joints where none is labelled (`posefix prepare --pseudo-poses`).
       weight: 0 for a record whose image could not be read.
       sample, epoch: what the random key of the record is derived from.
     """
@@ -58,6 +59,8 @@ class Batch(NamedTuple):
     overlap: Int[Array, " B"]
     detected_xy: Float[Array, "B M K 2"]
     detected: Bool[Array, "B M K"]
+    pseudo_xy: Float[Array, "B K 2"]
+    pseudo: Bool[Array, "B K"]
     box: Float[Array, "B 4"]
     area: Float[Array, " B"]
     weight: Float[Array, " B"]
@@ -109,11 +112,20 @@ class TrainingPose(NamedTuple):
     area: Float[Array, ""]
 
 
-def person_of(record: Batch, trained: Bool[ArrayLike, " K"]) -> Person:
-    """One record as a synthesizer sees it, in patch pixels. Joints that are not `trained` count as unlabelled."""
+def person_of(record: Batch, trained: Bool[ArrayLike, " K"], *, pseudo: bool = False) -> Person:
+    """One record as a synthesizer sees it, in patch pixels. Joints that are not `trained` count as unlabelled.
+
+    With `pseudo`, an estimator's joints stand for those that are not labelled.
+    """
+    labelled = record.labelled & trained
+    known, xy = labelled, record.patch_xy
+    if pseudo:
+        known = labelled | (record.pseudo & ~record.labelled & trained)
+        xy = jnp.where(labelled[:, None], xy, record.pseudo_xy)
     return Person(
-        xy=record.patch_xy,
-        labelled=record.labelled & trained,
+        xy=xy,
+        labelled=known,
+        num_labelled=labelled.sum(),
         others_xy=record.others_xy,
         others_labelled=record.others_labelled & trained[None],
         others_area=record.others_area,
@@ -142,6 +154,8 @@ def make_training_pose(
 ) -> TrainingPose:
     """Adds errors to the pose of one record and cuts an augmented crop. `vmap` to batch.
 
+    Pseudo joints get errors too, and are part of the input only: they do not count in the loss.
+
     Args:
       key: consumed once.
       record: a `Batch` without its first axis.
@@ -155,7 +169,7 @@ def make_training_pose(
     trained = jnp.asarray(spec.trained_joints)
     labelled = record.labelled & trained
 
-    pose = _withhold(choice_key, synthesize(error_key, person_of(record, trained)), inputs)
+    pose = _withhold(choice_key, synthesize(error_key, person_of(record, trained, pseudo=True)), inputs)
     if inputs.box == "pose":
         # A withheld pose has no joint: then the crop is placed around the true joints.
         some = pose.present.any()

@@ -138,7 +138,8 @@ def _by_name(record: Record, joints: np.ndarray) -> Record:
         padded = np.concatenate([values, np.zeros_like(values[..., :1, :])], axis=-2)
         return padded[..., joints, :]
 
-    return replace(record, joints=pick(record.joints), others=pick(record.others), detected=pick(record.detected))
+    named = ("joints", "others", "detected", "pseudo")
+    return replace(record, **{name: pick(getattr(record, name)) for name in named})
 
 
 @functools.cache
@@ -176,6 +177,7 @@ def to_arrays(people: People, index: int, *, sample: int, epoch: int) -> dict[st
     patch_xy, labelled = place(record.joints)
     others_xy, others_labelled = place(record.others, MAX_OTHERS)
     detected_xy, detected = place(record.detected, MAX_DETECTED)
+    pseudo_xy, pseudo = place(record.pseudo)
     return {
         "patch": image,
         "patch_xy": patch_xy,
@@ -186,6 +188,8 @@ def to_arrays(people: People, index: int, *, sample: int, epoch: int) -> dict[st
         "overlap": np.int32(record.overlap),
         "detected_xy": detected_xy,
         "detected": detected,
+        "pseudo_xy": pseudo_xy,
+        "pseudo": pseudo,
         "box": ((np.asarray(record.box, np.float32) + half) * np.float32(zoom) - half),
         "area": np.float32(record.area * zoom**2),
         "weight": weight,

@@ -45,6 +45,10 @@ class PrepareOptions:
     annotations' joint names"""
     detections: tuple[Path, ...] = ()
     """files of poses from any estimators on the same photographs, stored with the people they match"""
+    pseudo_poses: Path | None = None
+    """file of poses whose joints are given to training where none is labelled, as input only (released code)"""
+    pseudo_score: float = 0.2
+    """least score of such a joint"""
     patch: int = 384
     """largest side in pixels of a stored patch; smaller people keep their own resolution"""
     holdout: float = 0.0
@@ -72,6 +76,7 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
     holdout = options.out.with_name(options.out.name + "-holdout")
     folders = (options.out, holdout) if options.holdout else (options.out,)
     read: list[Path | str] = [options.annotations, options.images, *options.detections]
+    read += [options.pseudo_poses] if options.pseudo_poses else []
     read += [options.skeleton] if options.skeleton else []
     check_apart([place for folder in folders for place in (folder, _partial(folder))], read)
     skeleton = load_skeleton(options.skeleton) if options.skeleton else None
@@ -81,6 +86,11 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
     images = Images(options.images, annotations.file_names)
     files = images.find_all(p.image_id for p in annotations.people)
     detected = match_detections(annotations, options.detections)
+    guessed = match_detections(annotations, (options.pseudo_poses,) if options.pseudo_poses else ())
+    pseudo = {
+        index: pseudo_joints(annotations.people[index], poses[0], options.pseudo_score)
+        for index, poses in guessed.items()
+    }
     apart = [held_out(person.image_id, options.holdout) for person in annotations.people]
     parts = {options.out: [p for p, out in zip(annotations.people, apart, strict=True) if not out]}
     if options.holdout:
@@ -95,7 +105,8 @@ def prepare(options: PrepareOptions) -> list[Manifest]:
         claim(_partial(folder), MADE_BY)
     # Everything is written beside its place first: an old folder is removed only when all new ones are complete.
     manifests = [
-        _write(folder, people, annotations, images, files, detected, options) for folder, people in parts.items()
+        _write(folder, people, annotations, images, files, (detected, pseudo), options)
+        for folder, people in parts.items()
     ]
     for folder in parts:
         _remove_prepared(folder)
@@ -197,7 +208,13 @@ def _extent_iou(person: Person, pose: np.ndarray) -> float:
     )
 
 
-def _write(folder: Path, people, annotations, images, files, detected, options) -> Manifest:
+def pseudo_joints(person: Person, pose: np.ndarray, least: float) -> np.ndarray:
+    """[K, 3] the joints of an estimator's pose with a score of at least `least`, where the person has no label; else 0."""
+    return np.where((~person.labelled & (pose[:, 2] >= max(least, 1e-9)))[:, None], pose, 0.0)
+
+
+def _write(folder: Path, people, annotations, images, files, found, options) -> Manifest:
+    detected, pseudo = found
     position = {id(person): index for index, person in enumerate(annotations.people)}
     in_image = defaultdict(list)
     for person in annotations.people:
@@ -217,7 +234,14 @@ def _write(folder: Path, people, annotations, images, files, detected, options) 
             except UnreadableImage as error:
                 reason = f"{name}: {error}"
         records = [
-            make_record(image, person, in_image[image_id], detected.get(position[id(person)], []), options.patch)
+            make_record(
+                image,
+                person,
+                in_image[image_id],
+                detected.get(position[id(person)], []),
+                options.patch,
+                pseudo=pseudo.get(position[id(person)]),
+            )
             for person in by_image[image_id]
         ]
         return records, reason
@@ -252,7 +276,10 @@ def _write(folder: Path, people, annotations, images, files, detected, options) 
         patch=options.patch,
         skipped=annotations.skipped,
         unreadable=tuple(unreadable),
-        sources=(options.annotations.name, *(file.name for file in options.detections)),
+        sources=(
+            options.annotations.name,
+            *(file.name for file in (*options.detections, options.pseudo_poses) if file is not None),
+        ),
     )
     manifest.write(partial)
     return manifest
@@ -271,7 +298,13 @@ def patch_side(box_wh: np.ndarray) -> float:
 
 
 def make_record(
-    image: np.ndarray | None, person: Person, in_image: Sequence[Person], detected: Sequence[np.ndarray], patch: int
+    image: np.ndarray | None,
+    person: Person,
+    in_image: Sequence[Person],
+    detected: Sequence[np.ndarray],
+    patch: int,
+    *,
+    pseudo: np.ndarray | None = None,
 ) -> Record:
     """Cuts a person's patch, around both the joints' box (their extent x 1.2) and the annotated one."""
     joints_box = geometry.grow_box(
@@ -310,6 +343,7 @@ def make_record(
         others=to_patch([other.joints for other in nearest]) if nearest else empty,
         others_area=np.array([other.positive_area / scale**2 for other in nearest], np.float32),
         detected=to_patch(detected) if detected else empty,
+        pseudo=to_patch(np.zeros_like(person.joints) if pseudo is None else pseudo),
         box=(*map(float, (mine[:2] - corner) / scale), *map(float, mine[2:] / scale)),  # type: ignore[arg-type]
         area=float(person.positive_area / scale**2),
         overlap=len(order),

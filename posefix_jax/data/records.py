@@ -31,6 +31,7 @@ class Record:
       others: [N, K, 3] the nearest people in the photograph, at most `MAX_OTHERS`.
       others_area: [N] their areas. In a record that has none, of an earlier version, the person's area stands for them.
       detected: [M, K, 3] estimators' poses of this person; x, y, score.
+      pseudo: [K, 3] an estimator's joints where none is labelled, x, y, score; zeros elsewhere.
       box: (x, y, w, h) as annotated.
       area: the person's area.
       overlap: how many people in the photograph have a box with IoU >= 0.1 with this one.
@@ -44,6 +45,7 @@ class Record:
     others: np.ndarray
     others_area: np.ndarray
     detected: np.ndarray
+    pseudo: np.ndarray
     box: tuple[float, float, float, float]
     area: float
     overlap: int
@@ -54,7 +56,7 @@ class Record:
     def encode(self) -> bytes:
         """The record as bytes: a length, a JSON header, the JPEG. Coordinates keep two decimals."""
         header = {key: value for key, value in vars(self).items() if key != "jpeg"}
-        for key in ("joints", "others", "others_area", "detected"):
+        for key in ("joints", "others", "others_area", "detected", "pseudo"):
             header[key] = np.round(np.asarray(header[key], np.float64), 2).tolist()
         text = json.dumps(header, separators=(",", ":")).encode()
         return struct.pack("<I", len(text)) + text + self.jpeg
@@ -70,6 +72,7 @@ class Record:
             others = np.asarray(fields.pop("others"), np.float32).reshape(shape)
             others_area = np.asarray(fields.pop("others_area", [fields["area"]] * len(others)), np.float32)
             detected = np.asarray(fields.pop("detected"), np.float32).reshape(shape)
+            pseudo = np.asarray(fields.pop("pseudo", np.zeros_like(joints)), np.float32)
             box, place = tuple(fields.pop("box")), tuple(fields.pop("patch_to_image"))
             return cls(
                 jpeg=data[4 + length :],
@@ -77,6 +80,7 @@ class Record:
                 others=others,
                 others_area=others_area,
                 detected=detected,
+                pseudo=pseudo,
                 box=box,
                 patch_to_image=place,
                 **fields,

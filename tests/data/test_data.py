@@ -30,6 +30,7 @@ def test_record_round_trip():
         others=rng.uniform(0, 64, (2, 17, 3)).round(2).astype(np.float32),
         others_area=np.array([6.25, 100.0], np.float32),
         detected=np.zeros((0, 17, 3), np.float32),
+        pseudo=rng.uniform(0, 64, (17, 3)).round(2).astype(np.float32),
         box=(1.0, 2.0, 3.0, 4.0),
         area=12.5,
         overlap=2,
@@ -41,10 +42,11 @@ def test_record_round_trip():
     for key, value in vars(record).items():
         np.testing.assert_array_equal(getattr(again, key), value)
         assert np.shape(getattr(again, key)) == np.shape(value)
-    old = {key: value for key, value in vars(record).items() if key not in ("jpeg", "others_area")}
+    old = {key: value for key, value in vars(record).items() if key not in ("jpeg", "others_area", "pseudo")}
     text = json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in old.items()}).encode()
     again = Record.decode(struct.pack("<I", len(text)) + text + record.jpeg)
     np.testing.assert_array_equal(again.others_area, [12.5, 12.5])  # the rule of the version that wrote it
+    assert again.pseudo.shape == (17, 3) and not again.pseudo.any()
     for broken in (b"", b"\x00", record.encode()[:20], b"\xff\xff\xff\xff{}"):
         with pytest.raises(ValueError):
             Record.decode(broken)
@@ -110,6 +112,37 @@ def test_patch_shows_the_photograph_where_it_says(tmp_path):
         assert not outside.any() or patch[outside].max() < 16
         inner, outer = inner + inside.sum(), outer + outside.sum()
     assert inner > 10000 and outer > 1000
+
+
+def test_pseudo_poses_stand_for_unlabelled_joints(tmp_path):
+    """An estimator's joint with a score of 0.2 or more where none is labelled; whose person is found by the others."""
+    truth, images = make_people(tmp_path)
+    rows = detections_of(truth, noise=1.0)
+    for row in rows:
+        row["keypoints"][2::3] = [0.1 if joint % 2 else 0.9 for joint in range(17)]
+    (tmp_path / "pseudo.json").write_text(json.dumps(rows))
+    prepare(
+        PrepareOptions(
+            annotations=truth, images=images, out=tmp_path / "out", patch=96, pseudo_poses=tmp_path / "pseudo.json"
+        )
+    )
+    people, annotations = People([tmp_path / "out"]), read_annotations(truth)
+    stored = 0
+    for index in range(len(people)):
+        record = people[index]
+        person = next(p for p in annotations.people if p.annotation_id == record.annotation_id)
+        row = next(r for r, entry in zip(rows, annotations.people, strict=True) if entry is person)
+        wanted = ~person.labelled & (np.arange(17) % 2 == 0)
+        if not record.pseudo.any():
+            continue  # a neighbor had the better box
+        np.testing.assert_array_equal(record.pseudo[:, 2] > 0, wanted)
+        scale, x, y = record.patch_to_image
+        back = record.pseudo[:, :2] * scale + (x, y)
+        np.testing.assert_allclose(back[wanted], np.reshape(row["keypoints"], (17, 3))[wanted, :2], atol=0.02)
+        stored += wanted.sum()
+    assert stored > 3
+    arrays = next(evaluation_batches(people, batch_size=6))
+    assert (arrays["pseudo"].sum(axis=1) > 0).any() and not (arrays["pseudo"] & arrays["labelled"]).any()
 
 
 def test_unreadable_photograph_is_a_record_of_weight_zero(tmp_path):
@@ -278,7 +311,7 @@ def test_prepare_that_fails_leaves_the_old_folder(tmp_path, people, monkeypatch)
     options = PrepareOptions(annotations=people[0], images=people[1], out=tmp_path / "out", patch=96)
     prepare(options)
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "make_record", interrupted)

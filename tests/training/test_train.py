@@ -353,6 +353,32 @@ def test_unlabelled_joints_reach_neither_input_nor_target(config):
     np.testing.assert_array_equal(first.valid, second.valid)
 
 
+def test_pseudo_joints_are_input_and_no_target(config):
+    """They get errors of their own and take part in the crop, but do not count in the loss, nor in the choice of rates."""
+    people = People(config.data.train)
+    spec = spec_of(config, people)
+    batch = Batch(**next(training_batches(people, batch_size=8, seed=0, threads=1)))
+    pseudo = batch._replace(
+        pseudo_xy=batch.patch_xy.mean(axis=1, keepdims=True) + 0 * batch.patch_xy, pseudo=~batch.labelled
+    )
+    options = dict(
+        spec=spec,
+        synthesize=make_synthesizer(("posefix",), (), spec.skeleton),
+        augment=config.augment,
+        inputs=InputConfig(),
+    )
+    make = jax.jit(
+        lambda b: jax.vmap(lambda k, r: make_training_pose(k, r, **options))(
+            sample_keys(jax.random.key(0), b.epoch, b.sample), b
+        )
+    )
+    plain, found = jax.device_get(make(batch)), jax.device_get(make(pseudo))
+    trained = np.asarray(spec.trained_joints)
+    assert (found.input.present.sum(axis=1) == trained.sum()).all()
+    assert (found.valid.sum(axis=1) <= (batch.labelled & trained).sum(axis=1)).all()
+    assert plain.input.present.sum() < found.input.present.sum() and np.isfinite(found.input.xy).all()
+
+
 def test_device_code_promotes_no_dtype(config):
     """The whole training and evaluation step, but for the update rule: optax promotes dtypes."""
     people = People(config.data.train)
@@ -442,7 +468,8 @@ def assert_traces(config: Config) -> None:
             jax.ShapeDtypeStruct((b, *shape), dtype)
             for shape, dtype in (
                 ((384, 384, 3), jnp.uint8), ((k, 2), jnp.float32), ((k,), bool), ((4, k, 2), jnp.float32),
-                ((4, k), bool), ((4,), jnp.float32), ((), jnp.int32), ((8, k, 2), jnp.float32), ((8, k), bool), ((4,), jnp.float32),
+                ((4, k), bool), ((4,), jnp.float32), ((), jnp.int32), ((8, k, 2), jnp.float32), ((8, k), bool),
+                ((k, 2), jnp.float32), ((k,), bool), ((4,), jnp.float32),
                 ((), jnp.float32), ((), jnp.float32), ((), jnp.int32), ((), jnp.int32),
             )
         )

@@ -45,6 +45,7 @@ def synthesize_pose(
     errors: ErrorModel,
     overlap: Int[Array, ""] | None = None,
     others_area: Float[Array, " N"] | None = None,
+    count: Int[Array, ""] | None = None,
 ) -> SyntheticPose:
     """Adds the errors of an estimator to a true pose, and says which error each joint got.
 
@@ -69,6 +70,7 @@ def synthesize_pose(
       overlap: number of people who overlap this one; by default those in `others_xy` with a labelled joint.
       others_area: the neighbors' areas, which scale the radii around their joints, as in `taxonomy`; by default the
         person's own, as in the released code.
+      count: number of labelled joints that chooses the error rates; by default that of `labelled`.
 
     Returns:
       The synthetic joints, their presence, and an `ErrorKind` each.
@@ -83,7 +85,8 @@ def synthesize_pose(
     scene = _scene(xy, labelled, others_xy, others_labelled, area, others_area, skeleton, errors)
     lattice = _lattice(uniform[0], uniform[1])
     room = _room(scene, slots, lattice, skeleton, errors)
-    kind, slot, stuck = _draw(correlation_key, uniform[2:], room, slots, labelled, overlap, skeleton, errors)
+    count = labelled.sum() if count is None else count
+    kind, slot, stuck = _draw(correlation_key, uniform[2:], room, slots, labelled, (count, overlap), skeleton, errors)
     drawn_xy = _place(candidate_key, kind, slot, scene, slots, lattice, skeleton, errors)
     drawn_xy = jnp.where(stuck[:, None], scene.source_xy[0], drawn_xy)
     kind = jnp.where(stuck, int(ErrorKind.GOOD), kind)
@@ -198,10 +201,13 @@ def _room(
 
 
 def _draw(
-    key, uniform: Float[Array, "2 K"], room: Float[Array, "Q K"], slots: _Slots, labelled, overlap, skeleton, errors
+    key, uniform: Float[Array, "2 K"], room: Float[Array, "Q K"], slots: _Slots, labelled, person, skeleton, errors
 ) -> tuple[Int[Array, " K"], Int[Array, " K"], Bool[Array, " K"]]:
-    """A kind of error and one of its rings for each joint, and whether no kind of positive probability has room."""
-    rates = jnp.asarray(errors.table(skeleton))[:, *errors.bin_of(labelled.sum(), overlap)]  # [K, kinds]
+    """A kind of error and one of its rings for each joint, and whether no kind of positive probability has room.
+
+    `person` is the number of labelled joints and that of overlapping people.
+    """
+    rates = jnp.asarray(errors.table(skeleton))[:, *errors.bin_of(*person)]  # [K, kinds]
     of_kind = slots.kind[:, None] == np.arange(5)  # [Q, kinds]
     has_room = (jnp.einsum("qk,qe->ke", room, of_kind.astype(np.float32)) > 0) & labelled[:, None]
     rates = jnp.where(has_room, rates, 0.0)

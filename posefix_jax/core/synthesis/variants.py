@@ -29,6 +29,7 @@ class Person(NamedTuple):
       area: the person's area, pixels squared.
       overlap: number of people who overlap this one.
       detected_xy, detected: M poses that real estimators found for the person; padding has no joint.
+      num_labelled: number of labelled joints, if `labelled` also has pseudo joints (`posefix prepare --pseudo-poses`).
     """
 
     xy: Float[Array, "K 2"]
@@ -40,6 +41,7 @@ class Person(NamedTuple):
     overlap: Int[Array, ""]
     detected_xy: Float[Array, "M K 2"]
     detected: Bool[Array, "M K"]
+    num_labelled: Int[Array, ""] | None = None
 
 
 Synthesizer = Callable[[Key[Array, ""], Person], SyntheticPose]
@@ -66,6 +68,7 @@ def from_model(errors: ErrorModel, skeleton: Skeleton) -> Synthesizer:
             errors=errors,
             overlap=person.overlap,
             others_area=person.others_area,
+            count=person.num_labelled,
         )
 
     return synthesize
