@@ -1,6 +1,6 @@
 """What `posefix refine` promises about files: any damage, any kill, any size; and how fast they are read and written.
 
-    python benchmarks/files.py fuzz [--cases 10000] [--write]
+    python benchmarks/files.py fuzz [--cases 10000] [--formats csv deeplabcut ...] [--write]
     python benchmarks/files.py kills DETECTIONS IMAGES [--kills 50] [--write]
     python benchmarks/files.py memory DETECTIONS IMAGES [--rows 100000 1000000 10000000] [--write]
     python benchmarks/files.py rates DETECTIONS IMAGES [--write]
@@ -52,19 +52,20 @@ def fuzz(options) -> dict:
         def run(detections, images, out):
             return refine_rows(refiner, RefineOptions((str(detections),), str(images), out, batch_size=8))
 
+        others = format_samples.sample_files(options.formats)
         for seed in range(options.cases):
             if seed % 500 == 0:
                 print(f"{seed}/{options.cases} {dict(ends)}", file=sys.stderr)
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 terminal, sys.stderr = sys.stderr, quiet
                 try:
-                    ends[damage.judge(run, Path(place), seed, good, format_samples.json_samples())] += 1
+                    ends[damage.judge(run, Path(place), seed, good, others, bool(options.formats))] += 1
                 except Exception as error:
                     ends["neither"] += 1
                     print(f"seed {seed}: {type(error).__name__}: {error}", file=terminal)
                 finally:
                     sys.stderr = terminal
-    return {"cases": options.cases, "ends": dict(ends)}
+    return {"cases": options.cases, "formats": options.formats, "ends": dict(ends)}
 
 
 def kills(options) -> dict:
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("detections", type=Path, nargs="?")
     parser.add_argument("images", type=Path, nargs="?")
     parser.add_argument("--cases", type=int, default=10000)
+    parser.add_argument("--formats", nargs="+", default=[], help="fuzz: only these of tests/format_samples.py")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--times", type=int, default=8, help="kills: how many times to repeat the rows of the file")
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])

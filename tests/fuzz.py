@@ -3,27 +3,136 @@
 import io
 import json
 import random
+import re
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-POSES = ("landmarks", "pose_landmarks", "poseLandmarks", "annopoints")
+from posefix_jax.core.joint_sets import BLAZEPOSE, canonical
+
+TABLES = (".csv", ".tsv", ".txt")
+POSES = (
+    "landmarks",
+    "pose_landmarks",
+    "poseLandmarks",
+    "annopoints",
+    "joints",
+    "joints_vis",
+    "skeleton",
+    "x",
+    "y",
+    "visibility",
+)
 GOOD, BAD = "valid output", "one clear line"
 
 
-def poses_file(rng: random.Random, good: list[dict], others: list[str]) -> bytes:
-    """The bytes of a results file, or of one of `others`, that somebody or something has damaged."""
-    if others and rng.random() < 0.5:
-        text = rng.choice(others)
-        for _ in range(rng.randint(0, 2)):  # another value somewhere
-            places = [i for i, c in enumerate(text) if c in ":,["]
-            place = rng.choice(places or [0]) + 1
-            end = next((i for i in range(place, len(text)) if text[i] in ",]}"), len(text))
-            text = text[:place] + json.dumps(odd_value(rng)) + text[end:]
-        return _bytes_changed(rng, text.encode()) if rng.random() < 0.5 else text.encode()
+def poses_file(rng: random.Random, good: list[dict], others: list[tuple[str, bytes]]) -> tuple[str, bytes]:
+    """The name and the bytes of a results file, or of one of `others`, that somebody or something has damaged."""
+    if others and (not good or rng.random() < 0.5):
+        name, data = rng.choice(others)
+        if name.endswith(".npz"):
+            return name, _damaged_archive(rng, data)
+        text = data.decode()
+        if name.endswith(TABLES):
+            text = _damaged_table(rng, text)
+        else:
+            for _ in range(rng.randint(0, 2)):  # another value somewhere
+                places = [i for i, c in enumerate(text) if c in ":,["]
+                place = rng.choice(places or [0]) + 1
+                end = next((i for i in range(place, len(text)) if text[i] in ",]}"), len(text))
+                text = text[:place] + json.dumps(odd_value(rng)) + text[end:]
+        data = text.encode("utf-8", "surrogatepass")
+        return name, _bytes_changed(rng, data) if data and rng.random() < 0.4 else data
+    return "d.json", _results_file(rng, good)
+
+
+def _damaged_table(rng: random.Random, text: str) -> str:
+    """A text table with other cells, lines or delimiters."""
+    lines = text.splitlines(keepends=True)
+    for _ in range(rng.randint(0, 3)):
+        at = rng.choice([0, rng.randrange(len(lines)), rng.randrange(len(lines))])
+        action = rng.randrange(9)
+        if action < 4:
+            delimiter = max(",;\t ", key=lines[at].count)
+            cells = lines[at].split(delimiter)
+            place = rng.randrange(len(cells))
+            names = [
+                "nose_x",
+                "left_eye_y",
+                "x",
+                "image_id",
+                "",
+                "bodyparts",
+                "joint",
+                "score",
+                '"',
+                '"a',
+                "é\u2028",
+                "1,5",
+            ]
+            value = rng.choice(["nan", "inf", "-1", "1e999", "1e308", "-", *names, str(odd_value(rng))[:3000]])
+            if action == 0:
+                del cells[place]
+            elif action == 1:
+                cells.insert(place, value)
+            else:
+                cells[place] = value
+            lines[at] = delimiter.join(cells)
+        elif action == 4:
+            lines.insert(at, rng.choice(["\n", "\r\n", " \n", lines[at], rng.choice(lines)]))
+        elif action == 5 and len(lines) > 1:
+            del lines[at]
+        elif action == 6:
+            rng.shuffle(lines)
+        elif action == 7:
+            lines[at] = lines[at].replace(
+                *rng.choice([(",", ";"), (".", ","), ("\n", "\r\n"), ("_", " "), ("\t", ",")])
+            )
+        else:
+            whole = "".join(lines)
+            lines = whole[: rng.randrange(len(whole) + 1)].splitlines(keepends=True) or ["\n"]
+    return "".join(lines)
+
+
+def _damaged_archive(rng: random.Random, data: bytes) -> bytes:
+    """An archive whose arrays have other types and shapes, or whose bytes are damaged."""
+    arrays = dict(np.load(io.BytesIO(data)))
+    for _ in range(rng.randint(0, 2)):
+        name = rng.choice(list(arrays))
+        array = arrays[name]
+        action = rng.randrange(7)
+        if action == 0:
+            arrays[rng.choice(["image_id", "frame", "note", "keypoint_scores", "a/../b", "é"])] = arrays.pop(name)
+        elif action == 1:
+            arrays[name] = array.astype(rng.choice(["f4", ">f8", "f2", "i8", "U9", "S9", "c16", "?"]), copy=True)
+        elif action == 2:
+            arrays[name] = array[rng.choice([slice(1), slice(0), slice(None, None, -1), None, Ellipsis])]
+        elif action == 3 and array.dtype.kind == "f":
+            arrays[name] = (
+                np.where(array == array.flat[0], rng.choice([np.nan, np.inf, -1.0, 0.0]), array)
+                if array.size
+                else array
+            )
+        elif action == 4:
+            arrays[name] = np.array([None, {"a": 1}], object)
+        elif action == 5:
+            arrays[name] = np.asfortranarray(array[..., ::2] if array.ndim else array)
+        else:
+            arrays[name] = array.reshape(-1)
+    file = io.BytesIO()
+    rng.choice([np.savez, np.savez_compressed])(file, **arrays)
+    data = file.getvalue()
+    if rng.random() < 0.3:
+        data = _bytes_changed(rng, data)
+    return data[: rng.randrange(len(data))] if rng.random() < 0.2 else data
+
+
+def _results_file(rng: random.Random, good: list[dict]) -> bytes:
+    """A damaged list of COCO results."""
     rows = json.loads(json.dumps(good))
     kinds = ["bytes", "value", "value", "value", "structure", "structure", "truncated", "text"]
     kind = rng.choice(kinds)
@@ -154,8 +263,12 @@ def bomb(side: int) -> bytes:
     )
 
 
-def judge(refine, folder: Path, seed: int, good: list[dict], others: list[str]) -> str:
+def judge(
+    refine, folder: Path, seed: int, good: list[dict], others: list[tuple[str, bytes]], only: bool = False
+) -> str:
     """Makes case `seed` in `folder`, runs `refine(detections, images, out)`, returns `GOOD` or `BAD`.
+
+    `only`: every case is one of `others`.
 
     Raises:
       AssertionError: something else came of it; says what.
@@ -163,9 +276,12 @@ def judge(refine, folder: Path, seed: int, good: list[dict], others: list[str]) 
     from posefix_jax.types import PosefixError
 
     rng = random.Random(seed)
-    detections, images, out = folder / "d.json", folder / "images", folder / "r.json"
+    images = folder / "images"
     images.mkdir(exist_ok=True)
-    data = poses_file(rng, good, others) if rng.random() < 0.7 else json.dumps(good).encode()
+    name, data = "d.json", json.dumps(good).encode()
+    if only or rng.random() < 0.7:
+        name, data = poses_file(rng, [] if only else good, others)
+    detections, out = folder / name, folder / f"r{Path(name).suffix}"
     detections.write_bytes(data)
     for image in {row["image_id"] for row in good}:
         (images / f"{image}.jpg").write_bytes(photograph(rng))
@@ -177,9 +293,8 @@ def judge(refine, folder: Path, seed: int, good: list[dict], others: list[str]) 
         leftover = {p.name for p in folder.rglob("*") if p.is_file()} - {p.name for p in before}
         assert not any(name.endswith(".writing") for name in leftover), f"seed {seed}: half a file {leftover}"
         return BAD
-    rows, after = (_values(content.decode("utf-8-sig")) for content in (data, out.read_bytes()))
-    assert json.dumps(_without_poses(rows)) == json.dumps(_without_poses(after)), f"seed {seed}: other keys changed"
-    kept = json.loads((folder / "r.json.report.json").read_text())
+    assert _rest(name, data) == _rest(name, out.read_bytes()), f"seed {seed}: something else changed"
+    kept = json.loads(Path(f"{out}.report.json").read_text())
     assert report["refined"] + len(kept["passed_through"]) == report["rows"], f"seed {seed}: a row is lost"
     assert rows_in(out) == report["rows"], f"seed {seed}: the output does not read as its input did"
     for path, content in before.items():
@@ -193,6 +308,22 @@ def rows_in(path: Path) -> int:
     from posefix_jax.data.pose_files import open_pose_file
 
     return sum(len(e.poses) for e in open_pose_file(str(path), skeleton=None, preferred=COCO).elements())
+
+
+def _rest(name: str, data: bytes) -> object:
+    """What must come out of a file as it went in."""
+    if name.endswith(".npz"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {info.filename: archive.read(info) for info in archive.infolist()}
+        changed = ("keypoints.npy", "scores.npy", "score.npy", "keypoint_scores.npy")
+        return list(members), {key: value for key, value in members.items() if key not in changed}
+    if name.endswith(TABLES):  # every cell that is no number, and the first cell of each line
+        lines = [line for line in data.decode("utf-8-sig").split("\n") if line.strip()]
+        return [
+            re.sub(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|null|none|n/?a|[\s\"]", "", line, flags=re.IGNORECASE)
+            for line in lines
+        ][:2]
+    return json.dumps(_without_poses(_values(data.decode("utf-8-sig"))))
 
 
 def _values(text: str):
@@ -210,7 +341,10 @@ def _values(text: str):
 def _without_poses(value, inside: bool = False):
     """The value less the numbers of its poses: what must come out as it went in."""
     if isinstance(value, dict):
-        return {k: _without_poses(v, inside or "keypoint" in k or k in POSES) for k, v in value.items()}
+        some = {k: v for k, v in value.items() if canonical(k) not in BLAZEPOSE.joints}  # landmarks may be added
+        return {k: _without_poses(v, inside or "keypoint" in k or "kpts" in k or k in POSES) for k, v in some.items()}
     if isinstance(value, list):
-        return [_without_poses(v, inside) for v in value]
-    return 0 if inside and isinstance(value, int | float) else value
+        return [
+            _without_poses(v, inside) for v in value if not (isinstance(v, dict) and {"x", "y", "name"} <= v.keys())
+        ]
+    return 0 if inside and (value is None or isinstance(value, int | float)) else value

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import detections_of, identity_network
-from format_samples import json_samples
+from format_samples import sample_files
 from pycocotools.coco import COCO
 
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
@@ -468,7 +468,7 @@ def test_killed_job_leaves_no_half_file(people, tmp_path):
 def test_damaged_files_end_in_valid_output_or_one_line(part, identity, people, tmp_path):
     """500 of them (10,000 in benchmarks/fuzz.py); never another exception, a lost row, a half file."""
     good = detections_of(people[0])[:4]
-    others = json_samples()
+    others = sample_files()
 
     def run(detections, images, out):
         return refine_rows(identity, RefineOptions((str(detections),), str(images), out, batch_size=8))

@@ -3,6 +3,8 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate
 
 from posefix_jax.data.text_lines import LONGEST
 from posefix_jax.types import PosefixError
@@ -44,26 +46,26 @@ def delimiter_of(header: str) -> str:
 
 def cells_of(record: str, delimiter: str) -> list[str]:
     """The cells of a record, quotes and spaces included. Raises ValueError."""
-    if '"' not in record:
-        return record.rstrip("\r\n").split(delimiter)
-    return [record[start:end] for start, end in spans_of(record, delimiter)]
+    body = record.rstrip("\r\n")
+    if '"' not in body:
+        return body.split(delimiter)
+    cells = _pattern(delimiter).findall(body)
+    if sum(map(len, cells)) + len(cells) - 1 != len(body):
+        raise ValueError("a cell has a quote within it")
+    return cells
 
 
 def spans_of(record: str, delimiter: str) -> list[tuple[int, int]]:
     """Where the cells of a record are. Raises ValueError: a quote within a cell."""
-    body = record.rstrip("\r\n")
-    cell = re.compile(f'{_QUOTED}|[^"{re.escape(delimiter)}]*')
-    spans: list[tuple[int, int]] = []
-    at = 0
-    while True:
-        found = cell.match(body, at)
-        at = at if found is None else found.end()
-        if found is None or (at < len(body) and body[at] != delimiter):
-            raise ValueError(f"cell {len(spans) + 1} has a quote within it")
-        spans.append(found.span())
-        if at == len(body):
-            return spans
-        at += 1
+    ends = list(accumulate(len(cell) + 1 for cell in cells_of(record, delimiter)))
+    return [(start, end - 1) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@lru_cache
+def _pattern(delimiter: str) -> re.Pattern:
+    """A cell after the start of the record or a delimiter."""
+    other = re.escape(delimiter)
+    return re.compile(f'(?:^|{other})({_QUOTED}|[^"{other}]*)')
 
 
 def inner(text: str, span: tuple[int, int]) -> tuple[int, int]:
@@ -113,10 +115,14 @@ def numbers_of(cells: Sequence[str], columns: Sequence[int], header: Sequence[st
     try:
         return [float(cells[column]) for column in columns]
     except ValueError:
-        values = []
-        for column in columns:
-            try:
-                values.append(number(cells[column]))
-            except ValueError as error:
-                raise ValueError(f"column {header[column]!r:.40}: {error}") from error
-        return values
+        return [_number_of(cells[column], header[column]) for column in columns]
+
+
+def _number_of(cell: str, column: str) -> float:
+    try:
+        return float(cell) if cell else math.nan
+    except ValueError:
+        try:
+            return number(cell)
+        except ValueError as error:
+            raise ValueError(f"column {column!r:.40}: {error}") from error

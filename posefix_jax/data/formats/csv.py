@@ -8,13 +8,12 @@ import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton, canonical
 from posefix_jax.data.formats.base import Edit, NotPoses, Photograph, Pose, PoseFile
-from posefix_jax.data.formats.cells import DELIMITERS, cells_of, delimiter_of, plain, quoted
+from posefix_jax.data.formats.cells import DELIMITERS, cells_of, delimiter_of, numbers_of, plain, quoted
 from posefix_jax.data.formats.table import (
     Cells,
     Layout,
     Record,
     Table,
-    joints_of,
     named_skeleton,
     new_cells,
     own_values,
@@ -152,6 +151,7 @@ class CsvJoints(Table):
           PosefixError: joints without names, or records of one person that stand apart.
         """
         joints: dict[str, None] = {}
+        spelled: set[str] = set()
         seen: set[int] = set()
         with open_binary(file.path) as opened:
             for _, text, value in self.items(opened, file):
@@ -159,7 +159,10 @@ class CsvJoints(Table):
                     continue
                 assert isinstance(value, tuple)
                 layout, group = value
-                joints |= dict.fromkeys(canonical(plain(r.cells[layout.joint])) for r in group if r.cells)
+                cells = dict.fromkeys(record.cells[layout.joint] for record in group)
+                if not cells.keys() <= spelled:
+                    spelled |= cells.keys()
+                    joints |= dict.fromkeys(canonical(plain(cell)) for cell in cells)
                 key = hash(_person(group[0], layout))
                 if layout.track is not None and key in seen:
                     raise PosefixError(
@@ -175,6 +178,7 @@ class CsvJoints(Table):
     def grouped(self, rows: Iterator[Record], layout: Layout) -> Iterator[list[Record]]:
         group: list[Record] = []
         names: set[str] = set()
+        own = [*layout.image] if layout.track is None else [*layout.image, layout.track]
         assert layout.joint is not None
         for record in rows:
             if not record.cells:
@@ -184,7 +188,7 @@ class CsvJoints(Table):
                 yield [record]
                 continue
             joint = record.cells[layout.joint]
-            apart = group and _person(record, layout) != _person(group[0], layout)
+            apart = group and any(record.cells[column] != group[0].cells[column] for column in own)
             if apart or (layout.track is None and joint in names):
                 yield group
                 group, names = [], set()
@@ -198,7 +202,8 @@ class CsvJoints(Table):
         layout, group = value
         places = _places(file.skeleton)
         joints, slots = np.zeros((file.skeleton.num_joints, 3)), {}
-        columns = layout.people[0][1]
+        columns = [column for column in layout.people[0][1][0] if column is not None]
+        values: list[list[float]] = []
         for slot, record in enumerate(group):
             name = record.cells[layout.joint]
             joint = places.get(name)
@@ -207,8 +212,10 @@ class CsvJoints(Table):
             if joint < 0 or joint in slots:
                 what = "twice in one person" if joint in slots else f"which {file.skeleton.name} lacks"
                 raise ValueError(f"line {record.line}: joint {plain(name)!r:.40}, {what}")
-            joints[joint] = joints_of(record, columns, layout)[0]
-            slots[joint] = slot, columns[0].score is not None
+            values.append(numbers_of(record.cells, columns, layout.header))
+            slots[joint] = slot, len(columns) > 2
+        joints[list(slots), 2] = 1.0
+        joints[list(slots), : len(columns)] = values
         yield own_values(group[0], layout, joints)._replace(path=(layout,), slots=slots, slot=len(group))
 
     def edited(self, file: PoseFile, change: Edit) -> str:

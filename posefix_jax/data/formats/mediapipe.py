@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ from posefix_jax.data.formats.base import ImageId, JsonFormat, Photograph, Pose,
 from posefix_jax.data.formats.values import image_of, numbers
 
 MARKS = ("landmarks", "pose_landmarks", "poseLandmarks")
+
+
+@lru_cache(maxsize=4096)
+def _place(name: str) -> int | None:
+    """The joint that a landmark's name means."""
+    return _PLACES.get(canonical(name))
+
+
 _PLACES = {joint: place for place, joint in enumerate(BLAZEPOSE.joints)}
 
 
@@ -85,7 +94,7 @@ def _is_mark(value: object) -> bool:
 
 def _named(entry: Mapping) -> bool:
     """Whether it holds marks by name."""
-    return any(_is_mark(mark) and canonical(name) in _PLACES for name, mark in entry.items())
+    return any(_is_mark(mark) and _place(name) is not None for name, mark in entry.items())
 
 
 def _people(marks: Any, path: tuple, image: ImageId) -> Iterator[Pose]:
@@ -102,14 +111,17 @@ def _person(marks: Any, path: tuple, image: ImageId) -> Pose:
         return Pose(image, numbers([_values(mark) for mark in marks], where, axes=2), path)
     by_name = isinstance(marks, dict)
     joints, slots = np.zeros((BLAZEPOSE.num_joints, 3)), {}
+    values: list = []
     pairs: Any = marks.items() if by_name else enumerate(marks)
     for slot, mark in pairs:
         name = slot if by_name else mark["name"]
-        joint = _PLACES.get(canonical(name))
+        joint = _place(name)
         if joint is None or joint in slots:
             raise ValueError(f"{where}: {name!r:.40} is twice there, or no landmark of {BLAZEPOSE.name}")
-        joints[joint] = numbers(_values(mark), where, axes=1)
         slots[joint] = slot, True
+        values.append(_values(mark))
+    if values:
+        joints[list(slots)] = numbers(values, where, axes=2)
     return Pose(image, joints, path, slots=slots, slot=len(marks))
 
 

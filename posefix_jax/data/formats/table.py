@@ -59,6 +59,20 @@ class Layout:
     flag: int | None = None
 
 
+class Joints(NamedTuple):
+    """The cells of a person's joints.
+
+    Attributes:
+      cells: of each joint.
+      columns: all of them.
+      scored: [K, 3] which of x, y, score have a column; None if all have.
+    """
+
+    cells: tuple[Cells, ...]
+    columns: tuple[int, ...]
+    scored: np.ndarray | None
+
+
 class Record(NamedTuple):
     """A record of a table: the number of its first line, its text, its cells."""
 
@@ -155,7 +169,7 @@ class Table(Format):
         new: dict[int, str] = {}
         for index, joints, changed in change.changes():
             pose = change.element.poses[index]
-            columns = _arranged(layout, file.skeleton)[pose.path[1]]
+            columns = _arranged(layout, file.skeleton)[pose.path[1]].cells
             for joint in np.flatnonzero(changed).tolist():
                 new |= new_cells(columns[joint], joints[joint], pose.joints[joint], layout)
         for score in change.scores.values():
@@ -164,17 +178,14 @@ class Table(Format):
         return with_cells(text, new, layout)
 
 
-def joints_of(record: Record, columns: Sequence[Cells], layout: Layout) -> np.ndarray:
+def joints_of(record: Record, joints: Joints, layout: Layout) -> np.ndarray:
     """[K, 3] the joints in some cells of a record; without a column of scores they are 1. Raises ValueError."""
-    if columns[0].score is not None:
-        places = [column for cells in columns for column in cells if column is not None]
-        if len(places) == 3 * len(columns):
-            return np.array(numbers_of(record.cells, places, layout.header)).reshape(-1, 3)
-    joints = np.ones((len(columns), 3))
-    for joint, cells in enumerate(columns):
-        places = [column for column in cells if column is not None]
-        joints[joint, : len(places)] = numbers_of(record.cells, places, layout.header)
-    return joints
+    values = np.array(numbers_of(record.cells, joints.columns, layout.header))
+    if joints.scored is None:
+        return values.reshape(-1, 3)
+    out = np.ones((len(joints.cells), 3))
+    out[joints.scored] = values
+    return out
 
 
 def image_named(record: Record, layout: Layout) -> ImageId:
@@ -232,12 +243,18 @@ def named_skeleton(joints: Sequence[str], name: str) -> Skeleton | None:
 
 
 @lru_cache(maxsize=64)  # asked once per record
-def _arranged(layout: Layout, skeleton: Skeleton) -> tuple[tuple[Cells, ...], ...]:
+def _arranged(layout: Layout, skeleton: Skeleton) -> tuple[Joints, ...]:
     """The cells of every person of a record, in the skeleton's order. Raises ValueError where the columns lack a joint."""
     if not layout.joints:
-        return tuple(cells for _, cells in layout.people)
+        return tuple(_joints(cells) for _, cells in layout.people)
     order = joints_in(skeleton.joints, layout.joints)
     if (order < 0).any():
         lacking = [joint for joint, place in zip(skeleton.joints, order, strict=True) if place < 0]
         raise ValueError(f"no columns of {', '.join(lacking[:3])}, which {skeleton.name} has; leave out --skeleton")
-    return tuple(tuple(cells[place] for place in order) for _, cells in layout.people)
+    return tuple(_joints(tuple(cells[place] for place in order)) for _, cells in layout.people)
+
+
+def _joints(cells: tuple[Cells, ...]) -> Joints:
+    there = np.array([[column is not None for column in joint] for joint in cells])
+    columns = tuple(column for joint in cells for column in joint if column is not None)
+    return Joints(cells, columns, None if there.all() else there)

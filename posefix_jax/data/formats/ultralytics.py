@@ -4,6 +4,7 @@ https://docs.ultralytics.com/reference/engine/results/ (`summary`, `to_json`).
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,20 +34,24 @@ class UltralyticsResults(JsonFormat):
         scores = np.ones(len(x)) if visible is None else numbers(visible, "keypoints.visible", axes=1)
         if not len(x) or not len(x) == len(y) == len(scores):
             raise ValueError(f"keypoints: expected as many x, y, visible, found {len(x)}, {len(y)}, {len(scores)}")
-        slots = {joint: (joint, visible is not None) for joint in range(len(x))}
         yield Pose(
             image_of(entry, image),
             np.column_stack([x, y, scores]),
             ("keypoints",),
             score=score_of(entry, "confidence"),
             track=entry.get("track_id"),
-            slots=slots,
+            slots=_slots(len(x), visible is not None),
             box=_box_of(entry.get("box")),
         )
 
     def paths(self, pose: Pose, joint: int) -> tuple:
         scored = (pose.slots or {})[joint][1]
         return (*pose.path, "x", joint), (*pose.path, "y", joint), (*pose.path, "visible", joint) if scored else None
+
+
+@lru_cache(maxsize=256)
+def _slots(joints: int, scored: bool) -> dict[int, tuple[int, bool]]:
+    return {joint: (joint, scored) for joint in range(joints)}
 
 
 def _box_of(corners: Any) -> tuple[float, ...] | None:
