@@ -8,7 +8,7 @@ import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton, joints_in, to_skeleton
 from posefix_jax.data.formats import Pose
-from posefix_jax.data.image_sources import PhotographNames
+from posefix_jax.data.image_sources import PhotographNames, number_of
 from posefix_jax.data.pose_files import PoseFiles, find_files
 from posefix_jax.types import PosefixError, warn_once
 
@@ -25,7 +25,7 @@ def read_detections(
 ) -> list[Pose]:
     """The poses of a file, or of all files of a folder, in any format that `posefix refine` reads.
 
-    Photographs are matched by id, else by file name; a number that is no id of the annotations is of another photograph,
+    Photographs are matched by id ('139' is 139 if it is no file's name), else by file name; a number that is no id of the annotations is of another photograph,
     whatever numbers their file names have. Joints are matched by name. A joint with a value that is not finite becomes
     (0, 0, 0): it is missing, and similar to nothing.
 
@@ -131,9 +131,12 @@ class _Ids:
         """The id; None if the annotations lack the photograph."""
         if image in self._images:
             return image
-        if self._names is None:
-            return None
-        found = None if name is None else self._names.find(name)
-        if found is None and isinstance(image, str):
-            found = self._names.find(image)
-        return None if found is None else self._of_name[found]
+        found = None
+        if self._names is not None:
+            found = None if name is None else self._names.find(name)
+            if found is None and isinstance(image, str):
+                found = self._names.find(image)
+        if found is not None:
+            return self._of_name[found]
+        number = number_of(image) if isinstance(image, str) else None
+        return number if number in self._images else None

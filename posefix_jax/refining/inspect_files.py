@@ -82,8 +82,6 @@ def inspect_files(options: InspectOptions) -> dict:
             check()
         except PosefixError as error:
             problems.append(str(error))
-    told_by = "--skeleton" if given else "the format" if source.format.skeleton else "their number"
-    told_by = "their names" if source.files[0].list_in == "annotations" else told_by
     scores = [pose.score for pose in poses if pose.score is not None]
     return {
         "files": len(files),
@@ -92,7 +90,7 @@ def inspect_files(options: InspectOptions) -> dict:
         "joints": {
             "name": source.skeleton.name,
             "names": list(source.skeleton.joints),
-            "told_by": told_by,
+            "told_by": _told_by(source, given=given is not None),
             "sigmas": "guessed" if source.skeleton.sigmas_guessed else "known",
         },
         "rows": len(poses),
@@ -110,6 +108,17 @@ def inspect_files(options: InspectOptions) -> dict:
         "photographs": None if photographs is None else _photographs(poses, present, photographs, source),
         "problems": problems,
     }
+
+
+def _told_by(source: PoseFiles, *, given: bool) -> str:
+    """What says which joints the files have."""
+    file = source.files[0]
+    if given:
+        return "--skeleton"
+    if file.format.skeleton is not None:
+        return "the format"
+    named = file.list_in == "annotations" or file.format.skeleton_in(file) is not None
+    return "their names" if named else "their number"
 
 
 def _first(source: PoseFiles, most: int) -> tuple[list[Pose], bool]:

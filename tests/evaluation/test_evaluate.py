@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +186,28 @@ def test_ks_by_hand():
     moved = xy + [3.0, 4.0]
     expected = np.exp(-25 / (2 * 100 * (2 * np.asarray(COCO.sigmas)) ** 2))
     np.testing.assert_allclose(keypoint_similarity(moved, xy, np.array([100.0]), COCO), expected[None])
+
+
+@pytest.mark.parametrize("call", ["file name", "stem", "'139'"])
+def test_photographs_called_by_name_or_by_a_number_in_quotes(call, files, tmp_path):
+    """As AlphaPose calls them, which refine passes on."""
+    truth, before, _ = files
+    content = json.loads(truth.read_text())
+    if call == "'139'":
+        for image in content["images"]:
+            image["file_name"] = f"picture_{'abcdef'[image['id']]}.png"
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    rows = json.loads(before.read_text())
+    for row in rows:
+        name = names[row["image_id"]]
+        row["image_id"] = {"file name": name, "stem": Path(name).stem, "'139'": str(row["image_id"])}[call]
+    (tmp_path / "named.json").write_text(json.dumps(rows))
+    expected = evaluate(EvaluateOptions(results=before, annotations=truth))["after"]
+    assert (
+        evaluate(EvaluateOptions(results=tmp_path / "named.json", annotations=tmp_path / "gt.json"))["after"]
+        == expected
+    )
 
 
 def test_refuses_other_photographs_and_missing_scores(files, tmp_path):

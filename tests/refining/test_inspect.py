@@ -1,5 +1,6 @@
 """`posefix inspect`: what a file is, and what refine would make of it."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import detections_of
+from format_samples import samples
 
 from posefix_jax.cli import main
 from posefix_jax.refining.inspect_files import InspectOptions, inspect_files, text_of
@@ -89,6 +91,25 @@ def test_the_first_rows_only(place):
     assert look(place, rows=6)["complete"] and look(place, rows=0)["rows"] == 6
     with pytest.raises(PosefixError, match="--rows must not be negative"):
         look(place, rows=-1)
+
+
+def test_every_format_and_what_says_its_joints(tmp_path):
+    looked_at = {}
+    for name, (files, _) in samples().items():
+        (tmp_path / name).mkdir()
+        for file, text in files:
+            data = text.encode()
+            (tmp_path / name / file).write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
+        report = inspect_files(InspectOptions((str(tmp_path / name),)))
+        looked_at[name] = report["joints"]["told_by"]
+        assert report["rows"] and report["complete"] and text_of(report)
+    expected = {
+        "mediapipe": "the format",
+        "csv": "their names",
+        "coco-annotations": "their names",
+        "coco": "their number",
+    }
+    assert {name: looked_at[name] for name in expected} == expected
 
 
 def test_the_command(place, capsys):
