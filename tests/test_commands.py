@@ -16,7 +16,7 @@ from posefix_jax.runtime.checkpoints import packaged_path
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/errors.md", "docs/formats.md")
+PAGES = ("README.md", "docs/errors.md", "docs/evaluation.md", "docs/formats.md")
 LONG = {
     "train": "training.train.train",
     "study": "training.study.study",
