@@ -14,6 +14,7 @@ from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.files import claim, read_json, write_json
 from posefix_jax.refining.change_pictures import before_and_after
+from posefix_jax.refining.feature_pictures import feature_picture
 from posefix_jax.refining.refine_files import RefineOptions, refine_rows, summary_of
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.report.pictures import write_picture
@@ -137,13 +138,19 @@ def demo(options: DemoOptions) -> str:
             row = mine.start + int(draw)
             picture = before_and_after(rgb, before[row], after[row], COCO)
             write_picture(options.out / "pictures" / f"{name}-{which}.png", picture)
+            if which == "median":
+                features = feature_picture(refiner.engine, rgb, before[row], after[row])
+                write_picture(options.out / "pictures" / f"{name}-features.png", features)
     for name in ("AP", "AP50", "AP75"):
         lines.append(f"{name:18s} {scores['before'][name]:8.3f} {scores['after'][name]:8.3f}")
     left_out = [joint for joint, on in zip(COCO.joints, trained, strict=True) if not on]
     lines.append("")
     if left_out:
         lines.append(f"not trained, so left as they were: {', '.join(left_out)}")
-    lines.append(f"pictures, before and after (median, best, worst of each person): {options.out / 'pictures'}")
+    lines.append(
+        "pictures, before and after (median, best, worst of each person), and where the network looks: "
+        f"{options.out / 'pictures'}"
+    )
     return "\n".join(lines)
 
 

@@ -132,6 +132,11 @@ class Engine:
             compiler_options=compiler_options(),
         )
 
+    @property
+    def variables(self) -> dict:
+        """The network's parameters and batch statistics, on the devices."""
+        return self._variables
+
     def mirrored(self) -> "Engine":
         """This engine, with the mirrored crop."""
         return Engine(self._network, self._variables, self.spec, batch_size=self.batch_size)
