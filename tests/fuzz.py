@@ -281,7 +281,7 @@ def judge(
     name, data = "d.json", json.dumps(good).encode()
     if only or rng.random() < 0.7:
         name, data = poses_file(rng, [] if only else good, others)
-    detections, out = folder / name, folder / f"r{Path(name).suffix}"
+    detections, out = folder / name, folder / f"out{Path(name).suffix}"
     detections.write_bytes(data)
     for image in {row["image_id"] for row in good}:
         (images / f"{image}.jpg").write_bytes(photograph(rng))
