@@ -4,6 +4,7 @@
     python benchmarks/files.py kills DETECTIONS IMAGES [--kills 50] [--write]
     python benchmarks/files.py memory DETECTIONS IMAGES [--rows 100000 1000000 10000000] [--write]
     python benchmarks/files.py rates DETECTIONS IMAGES [--write]
+    python benchmarks/files.py reads [--write]
 
 `kills` and `memory` run the command itself. In `memory`, 40 rows of every 100,000 (more than a batch) name an existing
 photograph: what is measured is the path of the rows through the job, which is the same for those that pass through.
@@ -233,9 +234,75 @@ def rates(options) -> dict:
     return figures
 
 
+def reads(options) -> dict:
+    """People read per second of CPU time in every format that is text, relative to the json module and numpy.
+
+    The json module reads the same file, if that is JSON, else a list of rows with the same keypoints; numpy makes an array
+    of each person's.
+    """
+    import format_samples
+
+    from posefix_jax.core.joint_sets import COCO
+    from posefix_jax.data.pose_files import open_pose_file
+
+    def best(run) -> float:
+        times = []
+        for _ in range(5):
+            begun = time.process_time()
+            run()
+            times.append(time.process_time() - begun)
+        return min(times)
+
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (files, _) in format_samples.samples().items():
+            file, text = files[0]
+            if file.endswith(".gz"):
+                continue
+            path = Path(folder, "many" + "".join(Path(file).suffixes))
+            path.write_text(many_times(name, text, 1000))
+
+            def people(path=path) -> list:
+                opened = open_pose_file(str(path), skeleton=None, preferred=COCO)
+                return [pose for element in opened.elements() for pose in element.poses]
+
+            poses = people()
+            rows = json.dumps([{"image_id": 1, "keypoints": pose.joints.reshape(-1).tolist()} for pose in poses])
+            same = path.read_text() if path.suffix == ".json" else rows
+            lists = [row["keypoints"] for row in json.loads(rows)]
+
+            def module(same=same, lists=lists) -> tuple:
+                return json.loads(same), [np.array(values, np.float64).reshape(-1, 3) for values in lists]
+
+            seconds, json_seconds = best(people), best(module)
+            figures[name] = {
+                "people_per_s": round(len(poses) / seconds),
+                "over_json": round(json_seconds / seconds, 2),
+            }
+    return {"by_format": figures}
+
+
+def many_times(name: str, text: str, times: int) -> str:
+    """A sample with its people many times over."""
+    if text[:1] not in "[{" or "}\n{" in text:
+        lines = text.splitlines(keepends=True)
+        head = {"yolo": 0, "deeplabcut": 4}.get(name, 0 if text[:1] == "{" else 1)
+        body = "".join(line.rstrip("\n") + "\n" for line in lines[head:] if line.strip())
+        # The people of a table of joints have names of their own.
+        return "".join(lines[:head]) + "".join(body.replace("\tp", f"\t{i}p") for i in range(times))
+    value = json.loads(text)
+    if isinstance(value, list):
+        return json.dumps(value * times)
+    members = ("annotations", "annolist", "instance_info", "people", "bodies", "data")
+    member = next((key for key in members if key in value), None)
+    if member is None:  # keyed by photograph
+        return json.dumps({f"{i}/{key}": people for i in range(times) for key, people in value.items()})
+    return json.dumps({**value, member: value[member] * times})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("fuzz", "kills", "memory", "rates"))
+    parser.add_argument("what", choices=("fuzz", "kills", "memory", "rates", "reads"))
     parser.add_argument("detections", type=Path, nargs="?")
     parser.add_argument("images", type=Path, nargs="?")
     parser.add_argument("--cases", type=int, default=10000)

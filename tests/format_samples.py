@@ -46,8 +46,8 @@ def wholebody_row(image, pose, **more) -> dict:
 
 # One file of each format as its writer lays it out, with keys of its own, odd spacing and digits: two people in
 # photograph 1, one in photograph 2. `{name: [(file, text), ...], skeleton}`.
-def samples() -> dict:
-    a, b, c = bodies(COCO)
+def samples(seed: int = 0) -> dict:
+    a, b, c = bodies(COCO, seed=seed)
 
     def row(image, pose, **more):
         return {"image_id": image, "category_id": 1, "keypoints": flat(pose), "score": 0.75, **more}
@@ -132,21 +132,24 @@ def samples() -> dict:
     category = {"id": 1, "name": "person", "keypoints": list(COCO.joints)}
     rows = [row(1, a, track="kept"), row(1, b, bbox=[1.50, 2e1, 3, 4]), row(2, c)]
     tracked = [{"id": i, "track_id": i, **r} for i, r in enumerate(rows)]
-    o = bodies(OPENPOSE25)
-    p = bodies(POSETRACK17)
-    m = bodies(BLAZEPOSE)
-    e = bodies(OPENPOSE18)
-    h = bodies(MPII)
-    w = bodies(WHOLEBODY)
+    o = bodies(OPENPOSE25, seed=seed)
+    p = bodies(POSETRACK17, seed=seed)
+    m = bodies(BLAZEPOSE, seed=seed)
+    e = bodies(OPENPOSE18, seed=seed)
+    h = bodies(MPII, seed=seed)
+    w = bodies(WHOLEBODY, seed=seed)
     lines = "\n".join(json.dumps(r) for r in rows)
     return {
+        # https://cocodataset.org/#format-results
         "coco": ([("r.json", json.dumps(rows, indent=1))], COCO),
         "coco-gz": ([("r.json.gz", json.dumps(rows))], COCO),
         "coco-lines": ([("r.jsonl", lines + "\n")], COCO),
+        # https://github.com/MVIG-SJTU/AlphaPose/blob/master/docs/output.md
         "alphapose": (
             [("a.json", json.dumps([{**r, "image_id": f"{r['image_id']:012d}.png", "idx": [0.0]} for r in rows]))],
             COCO,
         ),
+        # https://cocodataset.org/#format-data
         "coco-annotations": (
             [("gt.json", json.dumps({"info": {}, "images": images, "annotations": tracked, "categories": [category]}))],
             COCO,
@@ -155,6 +158,7 @@ def samples() -> dict:
             [("p.json", json.dumps({"images": [{**i, "vid_id": "9"} for i in images], "annotations": tracked}))],
             POSETRACK,
         ),
+        # https://github.com/leonid-pishchulin/poseval
         "posetrack17": (
             [
                 (
@@ -172,6 +176,7 @@ def samples() -> dict:
             ],
             POSETRACK17,
         ),
+        # https://github.com/jin-s13/COCO-WholeBody/blob/master/data_format.md
         "coco-wholebody": (
             [("w.json", json.dumps([wholebody_row(i, p) for i, p in zip((1, 1, 2), w, strict=True)]))],
             WHOLEBODY,
@@ -193,10 +198,12 @@ def samples() -> dict:
             ],
             WHOLEBODY,
         ),
+        # https://detectron2.readthedocs.io/en/latest/modules/evaluation.html (COCOEvaluator)
         "detectron2": (
             [("d.json", json.dumps([{"image_id": 1, "instances": rows[:2]}, {"image_id": 2, "instances": rows[2:]}]))],
             COCO,
         ),
+        # https://mmpose.readthedocs.io/en/latest/user_guides/inference.html
         "mmpose": ([("m.json", json.dumps([frame("frame_id", 1, a, b), frame("frame_id", 2, c)]))], COCO),
         "mmpose-video": (
             [("m.json", json.dumps({"meta_info": {"a": [1]}, "instance_info": [frame("frame_id", 1, a, b, c)]}))],
@@ -206,6 +213,7 @@ def samples() -> dict:
             [("1.json", json.dumps([instance(a), instance(b)])), ("2.json", json.dumps([instance(c)]))],
             COCO,
         ),
+        # https://github.com/CMU-Perceptual-Computing-Lab/openpose/blob/master/doc/02_output.md
         "openpose": (
             [
                 ("1_keypoints.json", openpose(o[0], o[1])),
@@ -214,7 +222,8 @@ def samples() -> dict:
             ],
             OPENPOSE25,
         ),
-        "openpose18": ([("1_keypoints.json", openpose(*bodies(OPENPOSE18)))], OPENPOSE18),
+        "openpose18": ([("1_keypoints.json", openpose(*bodies(OPENPOSE18, seed=seed)))], OPENPOSE18),
+        # https://ai.google.dev/edge/mediapipe/solutions/vision/pose_landmarker
         "mediapipe": (
             [("m.jsonl", "\n".join(json.dumps({"image_id": i + 1, "landmarks": [marks(x)]}) for i, x in enumerate(m)))],
             BLAZEPOSE,
@@ -358,6 +367,7 @@ def samples() -> dict:
             ],
             COCO,
         ),
+        # https://docs.ultralytics.com/modes/predict/ (save_txt)
         "yolo": ([("1.txt", yolo(a) + yolo(b, " 0.9 3")), ("2.txt", yolo(c, " 0.5")), ("3.txt", "")], COCO),
     }
 

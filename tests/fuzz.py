@@ -107,7 +107,7 @@ def _damaged_archive(rng: random.Random, data: bytes) -> bytes:
         action = rng.randrange(7)
         if action == 0:
             arrays[rng.choice(["image_id", "frame", "note", "keypoint_scores", "a/../b", "é"])] = arrays.pop(name)
-        elif action == 1:
+        elif action == 1 and array.dtype != object:
             arrays[name] = array.astype(rng.choice(["f4", ">f8", "f2", "i8", "U9", "S9", "c16", "?"]), copy=True)
         elif action == 2:
             arrays[name] = array[rng.choice([slice(1), slice(0), slice(None, None, -1), None, Ellipsis])]
@@ -281,7 +281,7 @@ def judge(
     name, data = "d.json", json.dumps(good).encode()
     if only or rng.random() < 0.7:
         name, data = poses_file(rng, [] if only else good, others)
-    detections, out = folder / name, folder / f"r{Path(name).suffix}"
+    detections, out = folder / name, folder / f"out{Path(name).suffix}"
     detections.write_bytes(data)
     for image in {row["image_id"] for row in good}:
         (images / f"{image}.jpg").write_bytes(photograph(rng))

@@ -234,7 +234,7 @@ def limb_length(poses: np.ndarray, skeleton: Skeleton) -> float:
     """
     ends = np.array([joints_in(limb, skeleton.joints) for limb in _LIMBS])
     ends = ends[(ends >= 0).all(axis=1)]
-    present = (poses[..., 2] > 0) & np.isfinite(poses).all(axis=-1)
+    present = (poses[..., 2] > 0) & (np.abs(poses) < 1e12).all(axis=-1)  # what is beyond has no length in float64
     xy = np.where(present[..., None], poses[..., :2], np.nan)
     both = present[:, ends].all(axis=-1)
     people = (both.sum(axis=1) >= 6) & (present.sum(axis=1) > 2)

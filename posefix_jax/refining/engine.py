@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 NO_JOINT = "no usable joint"
 NO_JOINT_NOR_BOX = "no usable joint and no usable bbox"
+FARTHEST = 1e100
+"""Pixels. A joint that is farther away, at infinity or at NaN is missing: a crop around it has no inverse in float64."""
 
 
 class Refined(NamedTuple):
@@ -244,11 +246,11 @@ class Engine:
     ) -> Crop | None:
         """The crop around one pose ([K, 3], image frame); None if no joint that the network knows is usable.
 
-        A joint is present if it is finite and its score is above `min_score`. If none is, the crop is placed around `box`
+        A joint is present if it is nearer than `FARTHEST` and its score is above `min_score`. If none is, the crop is placed around `box`
         (x, y, width, height), where given: the network then estimates the pose from the photograph alone.
         """
         model = self.spec.model
-        present = np.isfinite(pose).all(axis=1) & (pose[:, 2] > min_score)
+        present = (np.abs(pose) < FARTHEST).all(axis=1) & (pose[:, 2] > min_score)
         around = present & np.asarray(self.spec.trained_joints)
         xy = np.where(present[:, None], pose[:, :2], 0.0)
         if around.any():

@@ -193,6 +193,7 @@ def test_openposes_two_bodies_of_25_joints(tmp_path, written, read, capsys):
         ("log.jsonl", '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.4}\n'),
         ("results.csv", "epoch,train/box_loss,lr/pg0\n1,0.5,0.1\n"),
         ("names.json", '["a", "b"]'),
+        ("r.report.json", '{"made_by": "posefix", "joints_moved": 3, "passed_through": []}'),
     ],
 )
 def test_files_without_poses_in_a_folder_are_left_out_aloud(name, text, tmp_path, capsys):

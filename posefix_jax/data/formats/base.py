@@ -1,6 +1,7 @@
 """What every format of pose files shares: the poses it holds, and the interface by which jobs read and write it."""
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -206,12 +207,14 @@ class Format:
     def marked(self, pose: Pose) -> Pose:
         """The pose with 0, 0, 0 for a joint with a null or NaN, and score 0 for one whose place says that it is missing."""
         joints = pose.joints
-        if (unknown := np.isnan(joints)).any():
-            joints = np.where(unknown.any(axis=1, keepdims=True), 0.0, joints)
-        for value in self.missing_at:
-            if (at := joints[:, 0] == value).any():
-                joints = np.array(joints)
-                joints[at & (joints[:, 1] == value), 2] = 0.0
+        if joints.size and math.isnan(joints.max()):
+            joints = np.where(np.isnan(joints).any(axis=1, keepdims=True), 0.0, joints)
+        if self.missing_at:
+            left = joints[:, 0].tolist()
+            for value in self.missing_at:
+                if value in left:
+                    joints = np.array(joints)
+                    joints[(joints[:, :2] == value).all(axis=1), 2] = 0.0
         return pose if joints is pose.joints else pose._replace(joints=joints)
 
     def has_score(self, file: "PoseFile") -> bool:

@@ -120,7 +120,7 @@ def numbers_of(cells: Sequence[str], columns: Sequence[int], header: Sequence[st
 
 def _number_of(cell: str, column: str) -> float:
     try:
-        return float(cell) if cell else math.nan
+        return math.nan if cell.strip().lower() in _NOTHING else float(cell)
     except ValueError:
         try:
             return number(cell)

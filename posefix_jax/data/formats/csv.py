@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 
@@ -36,7 +37,7 @@ TRACK = (
 SCORE = "instance_score person_score pose_score bbox_score box_score detection_score".split()
 SCORE_ALONE = "score confidence conf".split()
 """Also a person's score, where a record is a person; where it is a joint, the joint's."""
-CATEGORY = "category_id category class_id class".split()
+CATEGORY = ("category_id",)
 JOINT = (
     "joint joint_name keypoint keypoint_name bodypart bodyparts body_part landmark landmark_name part part_name node "
     "node_name name label"
@@ -163,7 +164,7 @@ class CsvJoints(Table):
                 if not cells.keys() <= spelled:
                     spelled |= cells.keys()
                     joints |= dict.fromkeys(canonical(plain(cell)) for cell in cells)
-                key = hash(_person(group[0], layout))
+                key = hash(tuple(group[0].cells[column] for column in (*layout.image, layout.track or 0)))
                 if layout.track is not None and key in seen:
                     raise PosefixError(
                         f"{file.path}: line {group[0].line}: more of a person after another one; sort the records by "
@@ -178,7 +179,8 @@ class CsvJoints(Table):
     def grouped(self, rows: Iterator[Record], layout: Layout) -> Iterator[list[Record]]:
         group: list[Record] = []
         names: set[str] = set()
-        own = [*layout.image] if layout.track is None else [*layout.image, layout.track]
+        own = itemgetter(*layout.image, *([] if layout.track is None else [layout.track]))
+        person: object = None
         assert layout.joint is not None
         for record in rows:
             if not record.cells:
@@ -188,10 +190,10 @@ class CsvJoints(Table):
                 yield [record]
                 continue
             joint = record.cells[layout.joint]
-            apart = group and any(record.cells[column] != group[0].cells[column] for column in own)
-            if apart or (layout.track is None and joint in names):
-                yield group
-                group, names = [], set()
+            if own(record.cells) != person or (layout.track is None and joint in names):
+                if group:
+                    yield group
+                group, names, person = [], set(), own(record.cells)
             group.append(record)
             names.add(joint)
         if group:
@@ -304,12 +306,6 @@ def _joint_and_axis(name: str) -> tuple[str | None, str]:
         return canonical("_".join(words[1:])), _AXES[words[0].lower()]
     glued = re.fullmatch(r"([a-z]+)(\d+)", words[0].lower()) if len(words) == 1 else None
     return (glued[2], _AXES[glued[1]]) if glued and glued[1] in _AXES else (None, "")
-
-
-def _person(record: Record, layout: Layout) -> tuple[str, ...]:
-    """What tells the records of one person from those of others."""
-    cells = [record.cells[column] for column in layout.image]
-    return tuple(cells if layout.track is None else [*cells, record.cells[layout.track]])
 
 
 @lru_cache(maxsize=64)  # asked once per person
