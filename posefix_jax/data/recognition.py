@@ -57,7 +57,7 @@ def recognize(path: str) -> tuple[Format, str | None]:
     if head == b"\x89HDF":
         raise PosefixError(
             f"{path}: HDF5 is not read; write the same poses as CSV: DeepLabCut with analyze_videos_converth5_to_csv (or "
-            "save_as_csv=True), SLEAP with sleap-convert --format analysis.csv"
+            "save_as_csv=True), SLEAP with its export of an analysis CSV"
         )
     if head == b"MATL":
         raise PosefixError(
