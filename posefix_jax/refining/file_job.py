@@ -44,10 +44,7 @@ def open_files(
     more = [place for place in (images, annotations, skeleton) if place is not None]
     check_apart(outputs, [path for path, _ in files] + more)
     given = None if skeleton is None else load_skeleton(skeleton)
-    source = PoseFiles.open(files, skeleton=given, preferred=preferred, annotations=annotations)
-    count = f"{len(files)} files" if len(files) > 1 else "a file"
-    tell(f"{source.path}: {count} of {source.format.name}, with {describe_joints(source.skeleton)}")
-    return source
+    return PoseFiles.open(files, skeleton=given, preferred=preferred, annotations=annotations)
 
 
 class FileJob:
@@ -142,6 +139,7 @@ class FileJob:
         more = len(source.files) - 1
         named = source.path + (f" and {more} more" if more else "")
         form = writer.format
+        tell(f"{named}: {rows} poses ({source.format.name}), with {describe_joints(source.skeleton)}")
         manifest = JobManifest(
             job=digest.hexdigest(),
             rows=rows,
