@@ -1,14 +1,12 @@
 """Where the network looks, layer by layer, on the way from a photograph and a pose to a better pose (paper, figure 5)."""
 
-from typing import Any
-
 import cv2
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from posefix_jax.core.models import RefinerSpec
+from posefix_jax.core.models.features import feature_strengths
 from posefix_jax.refining.engine import Crop, Engine
 from posefix_jax.report.pictures import GREEN, RED, draw_pose, sheet, side_by_side
 from posefix_jax.types import PosefixError
@@ -22,32 +20,11 @@ def feature_maps(spec: RefinerSpec, variables: dict, crop: Crop) -> list[np.ndar
       crop: as `Engine.crop` cuts it.
 
     Returns:
-      [h, w] float for each resolution that the network goes through, in its order: the norm over the channels of the last
-      layer that it has there, stretched to 0..1. The last map, at a 4th of the crop, is the highest probability of any
-      joint.
+      [h, w] float for each resolution that the network goes through, as `feature_strengths` has them, stretched to 0..1.
+      The last map, at a 4th of the crop, is the highest probability of any joint.
     """
-    network = spec.network()
-
-    def run(*arguments: Any) -> tuple[list[jax.Array], jax.Array]:
-        passed: list[jax.Array] = []
-
-        def record(call, given, options, context):
-            result = call(*given, **options)
-            # Sums and activations are no modules: what they give counts where the head reads it.
-            features = given[0] if context.module.path[-1:] == ("head",) else result
-            if getattr(features, "ndim", 0) == 4 and context.method_name == "__call__" and context.module.path:
-                strength = jnp.linalg.norm(features[0].astype(jnp.float32), axis=-1)
-                if passed and passed[-1].shape == strength.shape:
-                    passed.pop()
-                passed.append(strength)
-            return result
-
-        with nn.intercept_methods(record):
-            logits = network.apply(*arguments)
-        return passed, logits[0]
-
-    fields = (jnp.asarray(of)[None] for of in (crop.pixels.astype(np.float32), crop.crop_xy, crop.present))
-    strengths, last = jax.jit(run)(variables, *fields)
+    fields = (jnp.asarray(of) for of in (crop.pixels.astype(np.float32), crop.crop_xy, crop.present))
+    strengths, last = jax.jit(feature_strengths, static_argnums=0)(spec, variables, *fields)
     passed = [np.asarray(strength, np.float64) for strength in strengths]
     logits = np.asarray(last, np.float64)
     likely = np.exp(logits - logits.max(axis=(0, 1)))

@@ -24,7 +24,7 @@ def test_demo(tmp_path):
         a, b = (np.reshape(row["keypoints"], (17, 3)) for row in (a, b))
         np.testing.assert_array_equal(a[a[:, 2] > 0, 2], b[a[:, 2] > 0, 2])
     pictures = list((tmp_path / "pictures").glob("*.png"))
-    assert len(pictures) == 6 and all(cv2.imread(str(p)).shape[0] > 300 for p in pictures)
+    assert len(pictures) == 8 and all(cv2.imread(str(p)).shape[0] > 300 for p in pictures)
 
 
 def test_packaged_refiner_is_what_its_card_says():
