@@ -102,7 +102,7 @@ def synthesize(options: SynthesizeOptions) -> str:
 def _passes(people: People) -> Iterator[Batch]:
     """All people, endlessly; each pass has other draws."""
     for again in itertools.count():
-        for arrays in evaluation_batches(people, batch_size=64):
+        for arrays in evaluation_batches(people, batch_size=min(64, len(people))):
             yield Batch(**arrays)._replace(epoch=np.full_like(arrays["epoch"], again))
 
 
