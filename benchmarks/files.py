@@ -11,6 +11,7 @@ photograph: what is measured is the path of the rows through the job, which is t
 """
 
 import argparse
+import functools
 import gzip
 import io
 import json
@@ -30,6 +31,16 @@ from measure import write_result
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 REFINE = [sys.executable, "-m", "posefix_jax.cli", "refine"]
+
+
+def quickest(run, runs: int = 3, clock=time.perf_counter) -> float:
+    """Seconds of the quickest of some runs."""
+    times = []
+    for _ in range(runs):
+        begun = clock()
+        run()
+        times.append(clock() - begun)
+    return min(times)
 
 
 def fuzz(options) -> dict:
@@ -160,21 +171,13 @@ def rates(options) -> dict:
     rows = sorted((rows * (20000 // len(rows) + 1))[:20000], key=lambda row: row["image_id"])
     figures: dict = {"rows": len(rows)}
 
-    def best(run) -> float:
-        times = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begun)
-        return min(times)
-
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "r.json")
         source.write_text(json.dumps(rows))
-        load = best(
+        load = quickest(
             lambda: [np.array(r["keypoints"], np.float64).reshape(-1, 3) for r in json.loads(source.read_text())]
         )
-        dump = best(lambda: json.dumps(rows))
+        dump = quickest(lambda: json.dumps(rows))
         figures["json_module"] = {
             "read_rows_per_s": round(len(rows) / load),
             "write_rows_per_s": round(len(rows) / dump),
@@ -194,7 +197,7 @@ def rates(options) -> dict:
                     for element in open_pose_file(path, skeleton=None, preferred=COCO).elements():
                         assert element is not None
 
-            seconds = best(read)
+            seconds = quickest(read)
             figures[name] = {
                 "read_over_json": round(load / seconds, 2),
                 "read_rows_per_s": round(len(rows) / seconds),
@@ -208,7 +211,7 @@ def rates(options) -> dict:
             for element in elements:
                 document.format.edited(document, Edit(element, {0: element.poses[0].joints + changed}))
 
-        each = best(render) / len(elements)
+        each = quickest(render) / len(elements)
         figures["coco_with_12_joints_changed"] = {
             "write_rows_per_s": round(1 / each),
             "over_json_module": round(dump / len(rows) / each, 2),
@@ -226,10 +229,10 @@ def rates(options) -> dict:
     except ImportError:
         pass
     figures["decode_per_s_and_core"] = {
-        name: round(len(photographs) / best(lambda decode=decode: [decode(data) for data in photographs]), 1)
+        name: round(len(photographs) / quickest(lambda decode=decode: [decode(data) for data in photographs]), 1)
         for name, decode in decoders.items()
     }
-    figures["gzip_rows_per_s"] = round(len(rows) / best(lambda: gzip.compress(json.dumps(rows).encode(), 6)))
+    figures["gzip_rows_per_s"] = round(len(rows) / quickest(lambda: gzip.compress(json.dumps(rows).encode(), 6)))
     figures["this_process_peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     return figures
 
@@ -245,14 +248,7 @@ def reads(options) -> dict:
     from posefix_jax.core.joint_sets import COCO
     from posefix_jax.data.pose_files import open_pose_file
 
-    def best(run) -> float:
-        times = []
-        for _ in range(5):
-            begun = time.process_time()
-            run()
-            times.append(time.process_time() - begun)
-        return min(times)
-
+    best = functools.partial(quickest, runs=5, clock=time.process_time)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (files, _) in format_samples.samples().items():

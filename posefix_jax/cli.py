@@ -80,11 +80,12 @@ def _import(rest: list[str]) -> object:
 
 
 def _completion(rest: list[str]) -> object:
+    usage = f"usage: posefix completion {'|'.join(SHELLS)}"
     if rest and rest[0] in ("-h", "--help"):
-        print(f"usage: posefix completion {'|'.join(SHELLS)}\n{completion.__doc__}\n\n{COMMON}")
+        print(f"{usage}\n{completion.__doc__}\n\n{COMMON}")
         raise SystemExit(0)
     if len(rest) != 1 or rest[0] not in SHELLS:
-        raise PosefixError(f"usage: posefix completion {'|'.join(SHELLS)}")
+        raise PosefixError(usage)
     return rest[0]
 
 

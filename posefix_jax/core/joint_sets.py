@@ -293,6 +293,18 @@ SKELETONS = {
 }
 
 
+def skeleton_of_count(count: int, given: Skeleton | None, preferred: Skeleton) -> Skeleton | None:
+    """The joint set of poses that say only how many joints they have; None if none has as many.
+
+    Args:
+      count: how many.
+      given: what the user says they are; no other set is tried.
+      preferred: tried before the built-in ones.
+    """
+    known = [given] if given is not None else [preferred, *SKELETONS.values()]
+    return next((skeleton for skeleton in known if skeleton.num_joints == count), None)
+
+
 def load_skeleton(name_or_file: str) -> Skeleton:
     """A built-in skeleton by name, or one from a JSON file (`Skeleton.to_dict`'s form).
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import fsspec
 import numpy as np
 
-from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, WHOLEBODY_KEYS, skeleton_from_category
+from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, WHOLEBODY_KEYS, skeleton_from_category, skeleton_of_count
 from posefix_jax.core.skeleton import Skeleton, limb_length
 from posefix_jax.data.formats import FORMATS, Element, PoseFile
 from posefix_jax.data.formats.base import ImageId, NotPoses
@@ -234,13 +234,18 @@ def _opened(
 ) -> tuple[PoseFile, list[np.ndarray]]:
     """As `open_pose_file`; also the joints of up to `most` people if only their number says what joints they are."""
     file = PoseFile(path, *recognize(path), skeleton or preferred, name=name)
+    own: Skeleton | None = None
     if file.list_in == "annotations":
         with open_binary(path) as opened:
             listed = _listed_in(JsonStream(opened, path), path)
-        file, skeleton = replace(file, names=listed.names or {}, images=listed.images), skeleton or listed.skeleton
+        own = listed.skeleton
+        file = replace(file, names=listed.names or {}, images=listed.images)
         if listed.whole_body:
             file = replace(file, format=FORMATS["coco-wholebody-annotations"])
-    skeleton = file.format.skeleton or skeleton or file.format.skeleton_in(file)
+    elif skeleton is None and file.format.skeleton is None:
+        own = file.format.skeleton_in(file)
+    file = replace(file, joints_named=own is not None)
+    skeleton = file.format.skeleton or skeleton or own
     if file.format.name == "yolo" or (skeleton is not None and not file.format.is_table):
         return replace(file, skeleton=skeleton or preferred), []
     people = file.format.first_people(file, most)
@@ -251,14 +256,14 @@ def _opened(
 
 
 def _skeleton_of(path: str, given: Skeleton | None, preferred: Skeleton, count: int) -> Skeleton:
-    known = [given] if given is not None else [preferred, *SKELETONS.values()]
-    for skeleton in known:
-        if skeleton.num_joints == count:
-            return skeleton
-    raise PosefixError(
-        f"{path}: row 0 has {3 * count} keypoint values, expected {3 * known[0].num_joints} (x, y, score of the "
-        f"{known[0].num_joints} joints of {known[0].name}); say what its {count} joints are with --skeleton FILE"
-    )
+    found = skeleton_of_count(count, given, preferred)
+    if found is None:
+        wanted = given or preferred
+        raise PosefixError(
+            f"{path}: row 0 has {3 * count} keypoint values, expected {3 * wanted.num_joints} (x, y, score of the "
+            f"{wanted.num_joints} joints of {wanted.name}); say what its {count} joints are with --skeleton FILE"
+        )
+    return found
 
 
 def _likely_skeleton(path: str, preferred: Skeleton, people: list[np.ndarray]) -> Skeleton:

@@ -132,11 +132,11 @@ def _json_format(stream: JsonStream, path: str) -> tuple[Format, str | None]:
                 if form.keyed and form.matches(value):
                     return form, None
     with open_binary(path) as opened:
-        lines = JsonStream(opened, path)
-        lines.space()
-        while lines.peek():
-            value = lines.value()[0]
-            lines.space()
+        again = JsonStream(opened, path)
+        again.space()
+        while again.peek():
+            value = again.value()[0]
+            again.space()
             if not _nobody(value):
                 break
     return _format_of(value, path), None

@@ -57,7 +57,8 @@ def decide_exif(
     """
     if options.exif != "auto":
         return {"applied": options.exif == "apply", "from": "--exif"}
-    rotated = [pose for pose in sample if photographs.is_rotated(pose.image)]
+    turned = {image for image in {pose.image for pose in sample} if photographs.is_rotated(image)}
+    rotated = [pose for pose in sample if pose.image in turned]
     if not rotated:
         return {"applied": False, "from": "no photograph of the sample is rotated"}
     some = rotated[:TRIED]

@@ -90,9 +90,14 @@ class FilePhotographs:
         if numbered and (number := number_of(image)) is not None:
             low, high = self._numbers or (number, number)
             self._numbers = min(low, number), max(high, number)
-        if self._example is None or (found and not self.found - Counter({MISSING: self.found[MISSING]})):
+        if self._example is None or (found and self._none_found):
             self._example = image
         self.found[("by number" if numbered else "by file name") if found else MISSING] += 1
+
+    @property
+    def _none_found(self) -> bool:
+        """Whether no photograph of the rows so far is there."""
+        return self.found.total() == self.found[MISSING]
 
     def check(self) -> None:
         """After all rows are counted.
@@ -101,7 +106,7 @@ class FilePhotographs:
           PosefixError: not one photograph is there, or numbers that run from 1 meet photographs that run from 0 (or the
             other way round), so that each row may be of the photograph beside.
         """
-        if self.found.total() == self.found[MISSING] and self._example is not None:
+        if self._none_found and self._example is not None:
             raise self.images.none_of(self._example)
         theirs = self.images.numbers
         if self._first_frame or self._numbers is None or theirs is None or not self.found["by number"]:

@@ -117,8 +117,7 @@ def _told_by(source: PoseFiles, *, given: bool) -> str:
         return "--skeleton"
     if file.format.skeleton is not None:
         return "the format"
-    named = file.list_in == "annotations" or file.format.skeleton_in(file) is not None
-    return "their names" if named else "their number"
+    return "their names" if file.joints_named else "their number"
 
 
 def _first(source: PoseFiles, most: int) -> tuple[list[Pose], bool]:

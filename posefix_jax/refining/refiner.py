@@ -1,5 +1,6 @@
 """The `Refiner`: poses and photographs in, better poses out."""
 
+import functools
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -257,7 +258,8 @@ class Refiner:
         Raises:
           PosefixError: another kind of object, no photograph, joints that are unknown; and as for `refine`.
         """
-        return refine_results(self, results, images, skeleton=skeleton, min_score=min_score, fill_missing=fill_missing)
+        refine = functools.partial(self.refine, min_score=min_score, fill_missing=fill_missing)
+        return refine_results(refine, self.spec.skeleton, results, images, skeleton)
 
     def _arguments(self, image, poses, boxes) -> tuple[list[np.ndarray], list[np.ndarray], Sequence]:
         """Photographs, poses [N, K, 3] and boxes, one of each per photograph. Raises PosefixError."""

@@ -7,17 +7,14 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from posefix_jax.core.joint_sets import SKELETONS
+from posefix_jax.core.joint_sets import skeleton_of_count
 from posefix_jax.core.skeleton import JointMap, Skeleton
 from posefix_jax.data.images import UnreadableImage, read_image
 from posefix_jax.types import PosefixError
-
-if TYPE_CHECKING:
-    from posefix_jax.refining.refiner import Refiner
 
 
 class Kind(NamedTuple):
@@ -39,26 +36,18 @@ class Kind(NamedTuple):
 
 
 def refine_results(
-    refiner: "Refiner",
-    results: Any,
-    images: Any = None,
-    *,
-    skeleton: Skeleton | None = None,
-    min_score: float = 0.0,
-    fill_missing: bool = True,
+    refine: Callable[[list, list], Any], ours: Skeleton, results: Any, images: Any, skeleton: Skeleton | None
 ) -> Any:
-    """As `Refiner.refine_results`."""
+    """As `Refiner.refine_results`.
+
+    Args:
+      refine: gives the `Refined` of each of several photographs and its poses.
+      ours: the joints of those poses.
+      results, images, skeleton: as there.
+    """
     if isinstance(results, dict) and "predictions" in results:
-        return results | {
-            "predictions": refine_results(
-                refiner,
-                results["predictions"],
-                _listed(images, results["predictions"]),
-                skeleton=skeleton,
-                min_score=min_score,
-                fill_missing=fill_missing,
-            )
-        }
+        of = results["predictions"]
+        return results | {"predictions": refine_results(refine, ours, of, _listed(images, of), skeleton)}
     several = isinstance(results, list) and (not results or _kind_of(results) is None)
     objects = results if several else [results]
     photographs = _listed(images, objects) if several else [images]
@@ -73,7 +62,6 @@ def refine_results(
         )
     changed = [copy.copy(one) for one in objects]
     pixels, poses, waiting = [], [], []
-    ours = refiner.spec.skeleton
     for index, (one, kind, photograph) in enumerate(zip(objects, kinds, photographs, strict=True)):
         assert kind is not None
         joints = kind.poses(one)
@@ -84,7 +72,7 @@ def refine_results(
             pixels.append(_pixels(one, kind, photograph, index))
             poses.append(np.array([joint_map.to_refiner(pose) for pose in joints]))
             waiting.append((index, kind, joint_map, joints))
-    refined: Any = refiner.refine(pixels, poses, min_score=min_score, fill_missing=fill_missing) if poses else []
+    refined = refine(pixels, poses) if poses else []
     for (index, kind, joint_map, joints), old, new in zip(waiting, poses, refined, strict=True):
         better = [joint_map.to_file(*each, np.ones(3)) for each in zip(joints, new.poses, old, strict=True)]
         changed[index] = kind.replaced(objects[index], np.array(better))
@@ -115,11 +103,12 @@ def _pixels(result: Any, kind: Kind, photograph: Any, index: int) -> Any:
 
 
 def _skeleton(count: int, given: Skeleton | None, preferred: Skeleton) -> Skeleton:
-    known = [preferred, *SKELETONS.values()] if given is None else [given]
-    for skeleton in known:
-        if skeleton.num_joints == count:
-            return skeleton
-    raise PosefixError(f"poses of {count} joints, expected {known[0].num_joints}; say which they are with skeleton=")
+    found = skeleton_of_count(count, given, preferred)
+    if found is None:
+        raise PosefixError(
+            f"poses of {count} joints, expected {(given or preferred).num_joints}; say which they are with skeleton="
+        )
+    return found
 
 
 def _array(values: Any) -> np.ndarray:

@@ -31,22 +31,17 @@ class AlphaPoseBodies(JsonFormat):
     def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
         return value[0]
 
-    def paths(self, pose: Pose, joint: int) -> tuple:
-        return tuple((*pose.path, 3 * joint + i) for i in range(3))
-
 
 class AlphaPoseBody(JsonFormat):
     """{version, bodies: [{joints}]}: the bodies of one photograph, which the file's name tells (`sep-json`)."""
 
     name = "alphapose-body"
     members = ("bodies",)
+    triples_in = ("joints",)
     file_per_photograph = True
 
     def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
-        yield Pose(image, triples(entry["joints"], "joints"), ("joints",))
-
-    def paths(self, pose: Pose, joint: int) -> tuple:
-        return tuple((*pose.path, 3 * joint + i) for i in range(3))
+        yield Pose(image, triples(entry["joints"], "joints"))
 
 
 class PoseFlow(JsonFormat):
@@ -55,6 +50,7 @@ class PoseFlow(JsonFormat):
     name = "poseflow"
     keyed = True
     score_path = ("scores",)
+    triples_in = ("keypoints",)
 
     def matches(self, entry: Any) -> bool:
         first = entry[0] if isinstance(entry, list) and entry else None
@@ -70,6 +66,3 @@ class PoseFlow(JsonFormat):
 
     def photograph_of(self, value: Any, file: PoseFile) -> ImageId | None:
         return value[0]
-
-    def paths(self, pose: Pose, joint: int) -> tuple:
-        return tuple((*pose.path, "keypoints", 3 * joint + i) for i in range(3))

@@ -305,6 +305,7 @@ class JsonFormat(Format):
       visible: what is written as the score of a joint that is filled in, where it is a visibility.
       keyed: the elements are the members of the document's object, each named after its photograph.
       first_pixel: the coordinate of the center of the first pixel, where it is not 0.
+      triples_in: where the flat list of x, y, score is within a person, in formats that have one.
     """
 
     members: tuple[str, ...] = ()
@@ -312,6 +313,7 @@ class JsonFormat(Format):
     visible: int | None = None
     keyed = False
     first_pixel = 0
+    triples_in: tuple[str, ...] = ()
 
     def matches(self, entry: Any) -> bool:
         """Whether an element of a list, a line, or (`keyed`) a member's value is of this format."""
@@ -323,7 +325,7 @@ class JsonFormat(Format):
 
     def paths(self, pose: Pose, joint: int) -> tuple:
         """The paths of a joint's x, y and score within the element; None for a score that the file lacks."""
-        raise NotImplementedError
+        return tuple((*pose.path, *self.triples_in, 3 * joint + i) for i in range(3))
 
     def added(self, pose: Pose, joint: int, values: list[float], slot: int) -> dict[tuple, object]:
         """The path and the value of a joint (x, y, score) that the person's list, which ends before `slot`, lacks."""
@@ -402,6 +404,7 @@ class PoseFile:
       images: the ids of the photographs that it lists.
       empty: nobody is in it, so format and skeleton are those of the files read with it.
       name: the path within the folder that was named.
+      joints_named: the file itself says what its joints are called.
     """
 
     path: str
@@ -412,6 +415,7 @@ class PoseFile:
     images: Sequence[ImageId] = ()
     empty: bool = False
     name: str = ""
+    joints_named: bool = False
 
     @cached_property
     def image(self) -> str:

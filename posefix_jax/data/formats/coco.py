@@ -25,6 +25,7 @@ class CocoResults(JsonFormat):
     element_keys: tuple[str, ...] = ("keypoints",)
     row_per_person = True
     score_path = ("score",)
+    triples_in: tuple[str, ...] = ("keypoints",)
     # COCO recommends 1 for the third value of every joint of a result, so that only (0, 0) is left to mark an absent one.
     missing_at: tuple[float, ...] = (0.0,)
     writable = True
@@ -44,9 +45,6 @@ class CocoResults(JsonFormat):
             box=valid_box(entry.get("bbox")),
             extras={key: entry[key] for key in EXTRAS & entry.keys()},
         )
-
-    def paths(self, pose: Pose, joint: int) -> tuple:
-        return tuple((*pose.path, "keypoints", 3 * joint + i) for i in range(3))
 
     def compose(self, photograph: Photograph) -> list[str]:
         return [

@@ -81,13 +81,12 @@ class Csv(Table):
         if not joints:
             listed = ", ".join(names[:6])
             alike = found or set(columns) & {*IMAGE, *JOINT, "x", "y", "keypoints"}
-            raise (PosefixError if alike else NotPoses)(
-                _message(
-                    path,
-                    f"columns {listed:.120}, none of which are joints; expected pairs like nose_x, nose_y (a record per person), or "
-                    "joint, x, y (a record per joint)",
-                    self.name,
-                )
+            raise _unfit(
+                path,
+                f"columns {listed:.120}, none of which are joints; expected pairs like nose_x, nose_y (a record per person), or "
+                "joint, x, y (a record per joint)",
+                self.name,
+                PosefixError if alike else NotPoses,
             )
         named = {joint: axes for joint, axes in joints.items() if not re.fullmatch(_NUMBERED, joint)}
         numbered = not named
@@ -275,12 +274,8 @@ def _columns(header: str, path: str, kind: str) -> tuple[str, list[str], dict[st
     return delimiter, names, columns
 
 
-def _unfit(path: str, what: str, kind: str) -> PosefixError:
-    return PosefixError(_message(path, what, kind))
-
-
-def _message(path: str, what: str, kind: str) -> str:
-    return f"{path}: the header has {what} (read as {kind})"
+def _unfit(path: str, what: str, kind: str, error: type[PosefixError] = PosefixError) -> PosefixError:
+    return error(f"{path}: the header has {what} (read as {kind})")
 
 
 def _first(columns: Mapping[str, int], names: Sequence[str]) -> int | None:

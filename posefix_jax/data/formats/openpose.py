@@ -13,6 +13,7 @@ class OpenPose(JsonFormat):
 
     name = "openpose"
     members = ("people",)
+    triples_in = ("pose_keypoints_2d",)
     file_per_photograph = True
     writable = True
     written_skeleton = OPENPOSE25
@@ -23,9 +24,6 @@ class OpenPose(JsonFormat):
     def people_of(self, entry: dict, image: ImageId) -> Iterator[Pose]:
         if entry["pose_keypoints_2d"]:
             yield Pose(image, triples(entry["pose_keypoints_2d"], "pose_keypoints_2d"))
-
-    def paths(self, pose: Pose, joint: int) -> tuple:
-        return tuple((*pose.path, "pose_keypoints_2d", 3 * joint + i) for i in range(3))
 
     def compose(self, photograph: Photograph) -> list[str]:
         people = [{"person_id": [-1], "pose_keypoints_2d": flat(pose)} for pose in photograph.people]
