@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+from hypothesis import strategies as st
 
 from posefix_jax.core.joint_sets import (
     BLAZEPOSE,
@@ -388,3 +389,11 @@ def sample_files(names: Sequence[str] = ()) -> list[tuple[str, bytes]]:
         if text and not name.endswith(".gz") and (not names or sample in names)
     ]
     return [*found, ("t.npz", npz_bytes())] if not names or "npz" in names else found
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+"""Anything that JSON can hold, for hypothesis."""

@@ -1,7 +1,6 @@
 """What every format of poses must pass: nothing is lost on the way in and out, and only what changed is written."""
 
 import gzip
-import io
 import json
 import tarfile
 import zipfile
@@ -13,18 +12,16 @@ import fuzz
 import numpy as np
 import pytest
 from conftest import identity_network
-from format_samples import HEIGHT, WIDTH, bodies, flat, part_of, samples, wholebody_row
+from format_samples import HEIGHT, WIDTH, bodies, flat, json_values, part_of, samples, wholebody_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posefix_jax.core.joint_sets import COCO, OPENPOSE25, SKELETONS, WHOLEBODY, WHOLEBODY_KEYS
 from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.core.skeleton import to_skeleton
-from posefix_jax.data import json_stream
 from posefix_jax.data.formats import WRITABLE, Edit
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage, decode_image
-from posefix_jax.data.json_stream import JsonStream, edit
 from posefix_jax.data.pose_files import open_pose_file
 from posefix_jax.refining.convert import ConvertOptions, convert
 from posefix_jax.refining.refine_files import RefineOptions, refine_rows
@@ -392,59 +389,6 @@ def put_joint(value, joint: dict) -> bool:
     return any(put_joint(one, joint) for one in inner)
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    st.lists(st.dictionaries(st.text(), json_values, max_size=3), max_size=4),
-    st.sampled_from([None, 1]),
-    st.sampled_from(["", " ", "\n\t "]),
-    st.integers(3, 40),
-    st.booleans(),
-)
-def test_any_list_streams_as_it_is(elements, indent, space, chunk, ascii_only):
-    """Whatever its values, spacing, and where the reads cut it: texts joined are the file, values are json's."""
-    text = space + json.dumps(elements, indent=indent, ensure_ascii=ascii_only) + space
-    data = text.encode("utf-8", "surrogatepass")
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return  # lone surrogates written raw are not UTF-8
-    whole, json_stream.CHUNK = json_stream.CHUNK, chunk
-    try:
-        stream = JsonStream(io.BytesIO(data), "f")
-        items = list(stream.items(stream.space()))
-        assert "".join(item.lead + item.text for item in items) + stream.rest() == text
-        assert repr([item.value for item in items[:-1]]) == repr(json.loads(text))
-    finally:
-        json_stream.CHUNK = whole
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.dictionaries(st.text(), json_values, min_size=1, max_size=4), json_values, st.data())
-def test_any_edit_is_the_edit_of_the_value(value, new, data):
-    """`edit` of the text is the change of the value; a name that is not there is added, at the end of lists too."""
-    text = json.dumps(value, indent=data.draw(st.sampled_from([None, 2])))
-    name = data.draw(st.sampled_from([*value, "a name that is not there"]))
-    path, expected = (name,), json.loads(text)
-    inner = expected.get(name)
-    if isinstance(inner, list):
-        place = data.draw(st.integers(0, len(inner)))
-        path = name, place
-        inner[place : place + 1] = [new]
-    elif isinstance(inner, dict):
-        path = name, "k"
-        inner["k"] = new
-    else:
-        expected[name] = new
-    assert repr(json.loads(edit(text, {path: new}))) == repr(expected)
-
-
 @pytest.mark.parametrize("form", samples())
 @settings(max_examples=6, deadline=None)
 @given(
@@ -694,55 +638,6 @@ def test_other_arrays_of_an_archive_stay(identity, photographs, tmp_path):
     np.testing.assert_allclose(out["keypoints"][0], arrays["keypoints"][0], atol=0.01)
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"image_id": [1]}, r"has arrays image_id \[1\]; expected keypoints"),
-        ({"keypoints": np.ones((1, 17, 3))}, "expected keypoints .* and image_id"),
-        ({"keypoints": np.ones((1, 51)), "image_id": [1]}, r"keypoints are float64 \[1, 51\]; expected floats"),
-        ({"keypoints": np.ones((1, 17, 3), int), "image_id": [1]}, "keypoints are int64"),
-        (
-            {"keypoints": np.ones((2, 17, 3)), "image_id": [1]},
-            r"image_id is int64 \[1\]; expected integers or text \[2\]",
-        ),
-        ({"keypoints": np.ones((1, 17, 3)), "image_id": [1.5]}, "image_id is float64"),
-        ({"keypoints": np.ones((1, 17, 3)), "image_id": np.array([None])}, "image_id is object"),
-        ({"keypoints": np.asfortranarray(np.ones((2, 17, 3))), "image_id": [1, 2]}, "Fortran order"),
-        ({"keypoints": np.ones((1, 17, 3)), "file_name": [""]}, "row 0 names no photograph"),
-    ],
-)
-def test_archives_that_are_no_poses_are_refused(arrays, message, tmp_path):
-    np.savez(tmp_path / "a.npz", **{name: np.asarray(array) for name, array in arrays.items()})
-    with pytest.raises(PosefixError, match=message):
-        for _ in open_pose_file(str(tmp_path / "a.npz"), skeleton=None, preferred=COCO).elements():
-            pass
-
-
-def test_files_of_one_array_and_of_programs_are_refused(tmp_path):
-    np.save(tmp_path / "a.npy", np.ones((1, 17, 3)))
-    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
-    (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
-    for name, message in (("a.npy", "numpy.savez"), ("a.mat", "scipy.io.loadmat"), ("a.pkl", "can hold programs")):
-        with pytest.raises(PosefixError, match=message):
-            open_pose_file(str(tmp_path / name), skeleton=None, preferred=COCO)
-
-
-def test_tables_that_cannot_hold_what_comes_out_are_refused(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    values = [[1, 2, 1] * 17]
-    for columns, message in (
-        ({"image_id": [1], "keypoints": values}, r"keypoints are list<element: int64>; expected a list of float"),
-        ({"image_id": [1], "keypoints": [1.0]}, "keypoints are double"),
-        ({"image_id": [1], "keypoints": [[1.0] * 51], "score": [1]}, "score is int64"),
-        ({"image": [1], "keypoints": [[1.0] * 51]}, "expected image_id"),
-    ):
-        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
-        with pytest.raises(PosefixError, match=message):
-            open_pose_file(str(tmp_path / "t.parquet"), skeleton=None, preferred=COCO)
-
-
 def test_what_a_format_cannot_hold_is_said_before_anything_is_refined(identity, photographs, tmp_path):
     pose = bodies(COCO)[0]
     for rows, to, message in (
@@ -761,17 +656,6 @@ def test_what_a_format_cannot_hold_is_said_before_anything_is_refined(identity, 
     named = write_rows(tmp_path / "r.json", [row_of("\ud800\u0000.x/..", pose)])
     convert(ConvertOptions((named,), tmp_path / "odd", "openpose"))
     assert len(list((tmp_path / "odd").iterdir())) == 1
-
-
-@pytest.mark.parametrize("chunk", range(20, 34))
-def test_numbers_cut_by_a_read(chunk, monkeypatch):
-    monkeypatch.setattr(json_stream, "CHUNK", chunk)
-    text = '[{"a": 1.25, "b": -1.5E+10, "c": true, "d": 12}, 3.5e-7, 17]'
-    stream = JsonStream(io.BytesIO(text.encode()), "f")
-    assert [item.value for item in stream.items()][:-1] == json.loads(text)
-    stream = JsonStream(io.BytesIO(b'{"some name": 1.3, "another": -2E+5}'), "f")
-    found = {name: stream.value()[0] for name, _ in stream.members() if name}
-    assert found == {"some name": 1.3, "another": -2e5}
 
 
 @pytest.mark.parametrize(
