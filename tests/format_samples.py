@@ -1,8 +1,10 @@
 """One file of every format, as its writer lays it out."""
 
+import gzip
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
@@ -373,6 +375,16 @@ def samples(seed: int = 0) -> dict:
     }
 
 
+def recorded(name: str) -> bytes:
+    """A file of `bodies(COCO)` that another tool's own writer made.
+
+    `deeplabcut_video.h5`: two animals, as DeepLabCut stores them: pandas 3.1.1, to_hdf(key="df_with_missing",
+    format="table"). `deeplabcut_labels.h5`: the first four joints of one, as labelled data: to_hdf(key="df_with_missing").
+    `sleap_matlab.h5`, `sleap_standard.h5`: sleap-io 0.9.5, save_analysis_h5(preset="matlab" or "standard").
+    """
+    return gzip.decompress((Path(__file__).parent / f"fixtures/{name}.gz").read_bytes())
+
+
 def npz_bytes() -> bytes:
     """An archive of the same people."""
     file = io.BytesIO()
@@ -388,7 +400,12 @@ def sample_files(names: Sequence[str] = ()) -> list[tuple[str, bytes]]:
         for name, text in files
         if text and not name.endswith(".gz") and (not names or sample in names)
     ]
-    return [*found, ("t.npz", npz_bytes())] if not names or "npz" in names else found
+    binary = {
+        "npz": ("t.npz", npz_bytes()),
+        "deeplabcut-h5": ("d.h5", recorded("deeplabcut_video.h5")),
+        "sleap-h5": ("s.h5", recorded("sleap_matlab.h5")),
+    }
+    return [*found, *(file for name, file in binary.items() if not names or name in names)]
 
 
 json_values = st.recursive(

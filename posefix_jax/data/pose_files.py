@@ -25,7 +25,7 @@ from posefix_jax.data.recognition import TABLES, recognize
 from posefix_jax.files import inside
 from posefix_jax.types import PosefixError, warn_once
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".npz", *TABLES)
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".npz", ".h5", ".hdf5", *TABLES)
 """Names that a folder's pose files end with, perhaps followed by .gz."""
 _PEOPLE, _FEW, _LONGER = 64, 3, 1.12
 """Joint sets of as many joints are told apart by the limbs of the first people, not of fewer than `_FEW`. OpenPose's
@@ -246,7 +246,7 @@ def _opened(
         own = file.format.skeleton_in(file)
     file = replace(file, joints_named=own is not None)
     skeleton = file.format.skeleton or skeleton or own
-    if file.format.name == "yolo" or (skeleton is not None and not file.format.is_table):
+    if file.format.name == "yolo" or (skeleton is not None and not file.format.is_binary):
         return replace(file, skeleton=skeleton or preferred), []
     people = file.format.first_people(file, most)
     if not people:

@@ -6,7 +6,10 @@ from typing import Any
 from posefix_jax.data.formats import FORMATS, Format, JsonFormat
 from posefix_jax.data.formats.base import NotPoses
 from posefix_jax.data.formats.csv import has_joint_column, is_header
+from posefix_jax.data.formats.deeplabcut import DeepLabCutHdf5, tables_in
+from posefix_jax.data.formats.hdf5 import open_hdf5
 from posefix_jax.data.formats.mediapipe import MediaPipe
+from posefix_jax.data.formats.sleap import SleapHdf5
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
 from posefix_jax.data.text_lines import lines
@@ -55,10 +58,7 @@ def recognize(path: str) -> tuple[Format, str | None]:
             "image_id=...)"
         )
     if head == b"\x89HDF":
-        raise PosefixError(
-            f"{path}: HDF5 is not read; write the same poses as CSV: DeepLabCut with analyze_videos_converth5_to_csv (or "
-            "save_as_csv=True), SLEAP with its export of an analysis CSV"
-        )
+        return FORMATS[_hdf5_format(path)], None
     if head == b"MATL":
         raise PosefixError(
             f"{path}: MATLAB files are not read; load it with scipy.io.loadmat and save the arrays with numpy.savez "
@@ -74,6 +74,24 @@ def recognize(path: str) -> tuple[Format, str | None]:
             return table, None
     with open_binary(path) as opened:
         return _json_format(JsonStream(opened, path), path)
+
+
+def _hdf5_format(path: str) -> str:
+    """The name of the format of an HDF5 file. Raises PosefixError where it is none of these."""
+    with open_hdf5(path, "HDF5") as archive:
+        names = list(archive)
+        if tables_in(archive):
+            return DeepLabCutHdf5.name
+        if {"tracks", "node_names"} <= set(names):
+            return SleapHdf5.name
+        listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        if {"frames", "instances"} <= set(names):
+            raise PosefixError(
+                f"{path}: this is SLEAP's project ({listed:.100}); export it as an analysis file (HDF5 or CSV) and refine that"
+            )
+        raise NotPoses(
+            f"{path}: holds {listed or 'nothing':.100}; expected DeepLabCut's table or SLEAP's analysis file"
+        )
 
 
 def _check_numbers(path: str) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -298,14 +299,21 @@ def _assemble_folder(out: Path, manifest: JobManifest, paths: Sequence[Path], fo
 
 @contextmanager
 def _writer(file: BinaryIO, name: str, manifest: JobManifest):
-    """Gives a function that writes bytes to a plain or gzipped file, or to a table."""
+    """Gives a function that takes a file's pieces; a name in .gz is compressed."""
     form = FORMATS[manifest.format]
-    if name.endswith(".gz") and not form.is_table:
-        with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
-            yield packed.write
-    else:
+    if not name.endswith(".gz"):
         with form.writer(file) as write:
             yield write
+        return
+    with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
+        if not form.is_binary:
+            yield packed.write
+            return
+        with tempfile.TemporaryFile() as plain:  # the writer of a binary format may go back in what it wrote
+            with form.writer(plain) as write:
+                yield write
+            plain.seek(0)
+            shutil.copyfileobj(plain, packed)
 
 
 def _write_report(out: Path, report: dict, paths: Sequence[Path]) -> None:

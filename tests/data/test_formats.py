@@ -12,7 +12,7 @@ import fuzz
 import numpy as np
 import pytest
 from conftest import identity_network
-from format_samples import HEIGHT, WIDTH, bodies, flat, json_values, part_of, samples, wholebody_row
+from format_samples import HEIGHT, WIDTH, bodies, flat, json_values, part_of, recorded, samples, wholebody_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,8 +28,11 @@ from posefix_jax.refining.refine_files import RefineOptions, refine_rows
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.types import PosefixError
 
+RECORDED = {"deeplabcut-h5": ("deeplabcut_video.h5",), "sleap-h5": ("sleap_matlab.h5", "sleap_standard.h5")}
+BINARY = ("parquet", "npz", *RECORDED)
 
-@pytest.fixture(params=[*samples(), "parquet", "npz"])
+
+@pytest.fixture(params=[*samples(), *BINARY])
 def sample(request, tmp_path) -> tuple[str, Path, object]:
     """A format's name, the file or folder, the skeleton."""
     folder = tmp_path / "in"
@@ -52,6 +55,9 @@ def sample(request, tmp_path) -> tuple[str, Path, object]:
         more = {"image_id": np.array([1, 1, 2]), "scores": np.full(3, 0.5), "note": np.array(["é", "", "x"])}
         np.savez_compressed(folder / "t.npz", keypoints=poses, **more, feature=np.arange(3000.0).reshape(3, 1000))
         return request.param, folder / "t.npz", COCO
+    if request.param in RECORDED:
+        (folder / "t.h5").write_bytes(recorded(RECORDED[request.param][0]))
+        return request.param, folder / "t.h5", COCO
     files, skeleton = samples()[request.param]
     for name, text in files:
         data = text.encode()
@@ -108,8 +114,8 @@ def test_found_out_and_read(sample):
 def test_written_back_unchanged(sample):
     """Every byte, spacing and digits included."""
     name, path, _ = sample
-    if name in ("parquet", "npz"):
-        pytest.skip("a table is compared by its values, in test_refined_by_an_identity")
+    if name in BINARY:
+        pytest.skip("a binary file is compared by its values, in test_refined_by_an_identity")
     for file in files_of(path):
         document = open_pose_file(str(file), skeleton=None, preferred=COCO)
         text = "".join(e.lead + document.format.edited(document, Edit(e)) for e in document.elements())
@@ -119,8 +125,8 @@ def test_written_back_unchanged(sample):
 def test_one_joint_changes_its_own_characters(sample):
     """And nothing else: read again, the other joints are equal, to the last bit."""
     name, path, _ = sample
-    if name in ("parquet", "npz"):
-        pytest.skip("a table has no characters")
+    if name in BINARY:
+        pytest.skip("a binary file has no characters")
     file = files_of(path)[0]
     document = open_pose_file(str(file), skeleton=None, preferred=COCO)
     out, before = "", []
@@ -636,6 +642,28 @@ def test_other_arrays_of_an_archive_stay(identity, photographs, tmp_path):
     assert all(out[name].dtype == array.dtype and out[name].shape == array.shape for name, array in arrays.items())
     assert arrays["keypoint_scores"][1, -1] == 0 < out["keypoint_scores"][1, -1]
     np.testing.assert_allclose(out["keypoints"][0], arrays["keypoints"][0], atol=0.01)
+
+
+def test_binary_files_are_compressed_and_written_even_if_empty(identity, photographs, tmp_path):
+    """A folder comes out as the same files, of the same kinds."""
+    import pyarrow
+    import pyarrow.parquet
+
+    poses, ids = bodies(COCO), np.array([1, 1, 2])
+    lists = pyarrow.list_(pyarrow.float64())
+    for name, rows in (("full", 3), ("none", 0)):
+        np.savez(tmp_path / f"{name}.npz", keypoints=poses[:rows], image_id=ids[:rows])
+        columns = {"image_id": ids[:rows], "keypoints": pyarrow.array([flat(pose) for pose in poses[:rows]], lists)}
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{name}.parquet")
+    for suffix in ("npz", "parquet"):
+        folder, out = tmp_path / f"{suffix}.in", tmp_path / f"{suffix}.out"
+        folder.mkdir()
+        for name in ("full", "none"):
+            (folder / f"{name}.{suffix}").write_bytes((tmp_path / f"{name}.{suffix}").read_bytes())
+        (folder / f"full.{suffix}.gz").write_bytes(gzip.compress((tmp_path / f"full.{suffix}").read_bytes()))
+        refine_rows(identity, RefineOptions((str(folder),), str(photographs), out, batch_size=8))
+        assert [path.name for path in files_of(out)] == [path.name for path in files_of(folder)]
+        assert len(read(out)) == 6 and gzip.decompress((out / f"full.{suffix}.gz").read_bytes())
 
 
 def test_what_a_format_cannot_hold_is_said_before_anything_is_refined(identity, photographs, tmp_path):

@@ -81,10 +81,10 @@ def test_writer_writes_every_format(name, tmp_path):
     (tmp_path / "there").mkdir()
     form = WRITABLE[name]
     for file, data in writer.segments(part):
-        path = tmp_path / "there" / (file or f"one.{name if form.is_table else 'json'}")
+        path = tmp_path / "there" / (file or f"one.{name if form.is_binary else 'json'}")
         with open(path, "wb") as opened, form.writer(opened) as write:
             write(form.head_of(writer.joints).encode())
-            write(data if file or form.is_table else data[len(form.between) :])
+            write(data if file or form.is_binary else data[len(form.between) :])
             write(form.tail_of(part.more.get("images", []), writer.joints).encode())
     again = PoseFiles.open(find_files([str(tmp_path / "there")], tmp_path), skeleton=None, preferred=COCO)
     people = [pose for _, element in again.elements() for pose in element.poses]

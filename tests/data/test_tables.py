@@ -144,9 +144,3 @@ def test_deeplabcuts_labels(tmp_path):
     (pose,) = people(file)
     assert pose.image == "labeled-data/mouse/img001.png" and file.skeleton.joints == ("snout", "tail")
     assert pose.joints.tolist() == [[1.5, 2, 1], [0, 0, 0]]
-
-
-def test_hdf5_is_refused_with_what_to_do(tmp_path):
-    (tmp_path / "d.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(PosefixError, match="HDF5 is not read; .* analyze_videos_converth5_to_csv .* analysis CSV"):
-        open_pose_file(str(tmp_path / "d.h5"), skeleton=None, preferred=COCO)

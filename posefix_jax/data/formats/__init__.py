@@ -11,13 +11,14 @@ from posefix_jax.data.formats.coco import (
 )
 from posefix_jax.data.formats.csv import Csv, CsvJoints
 from posefix_jax.data.formats.datasets import KineticsSkeleton, MpiiJson
-from posefix_jax.data.formats.deeplabcut import DeepLabCut
+from posefix_jax.data.formats.deeplabcut import DeepLabCut, DeepLabCutHdf5
 from posefix_jax.data.formats.mediapipe import MediaPipe
 from posefix_jax.data.formats.mmpose import MMPose, MMPoseImage
 from posefix_jax.data.formats.npz import Npz
 from posefix_jax.data.formats.openpose import OpenPose
 from posefix_jax.data.formats.parquet import Parquet
 from posefix_jax.data.formats.posetrack17 import PoseTrack17
+from posefix_jax.data.formats.sleap import SleapHdf5
 from posefix_jax.data.formats.ultralytics import UltralyticsResults
 from posefix_jax.data.formats.yolo import Yolo
 
@@ -45,6 +46,8 @@ FORMATS: dict[str, Format] = {
         Parquet(),
         Npz(),
         DeepLabCut(),
+        DeepLabCutHdf5(),
+        SleapHdf5(),
         CsvJoints(),
         Csv(),
     )

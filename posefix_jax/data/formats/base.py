@@ -119,7 +119,7 @@ class Format:
       writes_score: a person has a score.
       groups_people: the people of a photograph share one element.
       lists_images: the file ends with a list of the images and their names (`tail_of`).
-      is_table: the file is binary; its pieces are Arrow streams.
+      is_binary: the file is binary: its elements have no text, and `writer` makes it of its pieces.
     """
 
     name = ""
@@ -137,7 +137,7 @@ class Format:
     writes_score = True
     groups_people = True
     lists_images = False
-    is_table = False
+    is_binary = False
 
     # Reading
 

@@ -4,7 +4,6 @@ Arrays are read in pieces, so that an archive may be larger than memory. Pickled
 """
 
 import json
-import os
 import tempfile
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ import numpy as np
 
 from posefix_jax.data.formats.base import Edit, Element, Format, NotPoses, Photograph, Pose, PoseFile
 from posefix_jax.data.formats.csv import IMAGE
+from posefix_jax.data.formats.pieces import lasting, packed, unpacked
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.types import PosefixError
 
@@ -62,7 +62,7 @@ class Npz(Format):
     missing_at = (0.0,)  # as COCO results
     writable = True
     groups_people = False
-    is_table = True
+    is_binary = True
     head = between = tail = ""
 
     def first_people(self, file: PoseFile, most: int) -> list[np.ndarray]:
@@ -76,7 +76,7 @@ class Npz(Format):
     def elements(self, file: PoseFile) -> Iterator[Element]:
         count = file.skeleton.num_joints
         for rows in _rows(file.path):
-            if rows.joints.shape[1] != count:
+            if rows.images and rows.joints.shape[1] != count:
                 raise PosefixError(
                     f"{file.path}: keypoints are of {rows.joints.shape[1]} joints, expected {count}, those of "
                     f"{file.skeleton.name}"
@@ -111,7 +111,7 @@ class Npz(Format):
                 arrays["image_id"] = np.array(images, np.int64)
             except OverflowError as error:
                 raise PosefixError(f"an image_id does not fit an array ({error}); write another format") from error
-        return [("", _packed(arrays, [] if integer_ids else images))]
+        return [("", packed(arrays, images=[] if integer_ids else images, source=None))]
 
     @contextmanager
     def writer(self, file: BinaryIO) -> Iterator[Callable[[bytes], object]]:
@@ -143,7 +143,7 @@ def _rows(path: str) -> Iterator[_Rows]:
             streams[name] = stack.enter_context(archive.open(f"{name}.npy"))
             streams[name].read(len(arrays[name].header))
         total, joints = arrays["keypoints"].shape[:2]
-        for first in range(0, total, ROWS):
+        for first in range(0, total or 1, ROWS):  # one piece of an empty archive too, so that it is written
             some = min(ROWS, total - first)
             read = {name: _next(streams[name], arrays[name], some) for name in used}
             values = np.ones((some, joints, 3))
@@ -246,16 +246,7 @@ def _edited(file: PoseFile, change: Edit) -> bytes:
     for index, score in change.scores.items():
         assert names.scores is not None  # else nobody may ask for it: `has_score`
         arrays[names.scores][index] = score
-    path = file.path if "://" in file.path else os.path.abspath(file.path)
-    return _packed(arrays, [], source=path if rows.first == 0 else None)
-
-
-def _packed(arrays: Mapping[str, np.ndarray], images: Sequence, source: str | None = None) -> bytes:
-    """A piece of an archive as the parts of a job keep it: a line that describes it, then the arrays' bytes."""
-    data = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    described = {name: [array.dtype.str, list(array.shape[1:]), array.nbytes] for name, array in data.items()}
-    line = json.dumps({"source": source, "arrays": described, "images": images}).encode() + b"\n"
-    return line + b"".join(array.tobytes() for array in data.values())
+    return packed(arrays, images=[], source=lasting(file.path) if rows.first == 0 else None)
 
 
 class _Assembly:
@@ -269,16 +260,12 @@ class _Assembly:
         self._longest = 0
 
     def take(self, data: bytes) -> None:
-        at = 0
-        while at < len(data):
-            end = data.index(b"\n", at)
-            line, at = json.loads(data[at:end]), end + 1
-            self._source = self._source or line["source"]
-            for name, (dtype, shape, length) in line["arrays"].items():
-                self._spool(name).write(data[at : at + length])
-                self._forms[name] = np.dtype(dtype), tuple(shape)
-                at += length
-            for image in line["images"]:
+        for piece in unpacked(data):
+            self._source = self._source or piece["source"]
+            for name, array in piece["arrays"].items():
+                self._spool(name).write(array.data)
+                self._forms[name] = array.dtype, array.shape[1:]
+            for image in piece["images"]:
                 self._longest = max(self._longest, len(image))
                 self._spool("image_id").write(json.dumps(image).encode() + b"\n")
 

@@ -23,7 +23,7 @@ class Parquet(Format):
     writable = True
     groups_people = False
     missing_at = (0.0,)  # columns as those of COCO results
-    is_table = True
+    is_binary = True
     head = between = tail = ""
 
     def first_people(self, file: PoseFile, most: int) -> list[np.ndarray]:
@@ -51,7 +51,8 @@ class Parquet(Format):
         count, first = 3 * file.skeleton.num_joints, 0
         with _opened(file.path) as table:
             key = "image_id" if "image_id" in table.schema_arrow.names else "file_name"
-            for batch in table.iter_batches(ROWS):
+            empty = _arrow().RecordBatch.from_pylist([], table.schema_arrow)  # is written too
+            for batch in table.iter_batches(ROWS) if table.metadata.num_rows else [empty]:
                 images = batch[key].to_pylist()
                 scores = batch["score"].to_pylist() if "score" in batch.schema.names else [None] * len(images)
                 keypoints = batch["keypoints"].to_pylist()

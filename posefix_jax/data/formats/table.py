@@ -242,15 +242,21 @@ def named_skeleton(joints: Sequence[str], name: str) -> Skeleton | None:
     return skeleton_from_category({"name": name, "keypoints": list(joints)})
 
 
+def order_of(joints: Sequence[str], skeleton: Skeleton) -> np.ndarray:
+    """[K] where a skeleton's joints are among those of some columns. Raises ValueError where the columns lack one."""
+    order = joints_in(skeleton.joints, joints)
+    if (order < 0).any():
+        lacking = [joint for joint, place in zip(skeleton.joints, order, strict=True) if place < 0]
+        raise ValueError(f"no columns of {', '.join(lacking[:3])}, which {skeleton.name} has; leave out --skeleton")
+    return order
+
+
 @lru_cache(maxsize=64)  # asked once per record
 def _arranged(layout: Layout, skeleton: Skeleton) -> tuple[Joints, ...]:
     """The cells of every person of a record, in the skeleton's order. Raises ValueError where the columns lack a joint."""
     if not layout.joints:
         return tuple(_joints(cells) for _, cells in layout.people)
-    order = joints_in(skeleton.joints, layout.joints)
-    if (order < 0).any():
-        lacking = [joint for joint, place in zip(skeleton.joints, order, strict=True) if place < 0]
-        raise ValueError(f"no columns of {', '.join(lacking[:3])}, which {skeleton.name} has; leave out --skeleton")
+    order = order_of(layout.joints, skeleton)
     return tuple(_joints(tuple(cells[place] for place in order)) for _, cells in layout.people)
 
 
