@@ -1,5 +1,6 @@
 """Damaged files for `posefix refine`: poses and photographs, made from good ones by a seed. Used by a test and a bench."""
 
+import contextlib
 import io
 import json
 import random
@@ -36,6 +37,8 @@ def poses_file(rng: random.Random, good: list[dict], others: list[tuple[str, byt
         name, data = rng.choice(others)
         if name.endswith(".npz"):
             return name, _damaged_archive(rng, data)
+        if name.endswith(".h5"):
+            return name, _damaged_hdf5(rng, data)
         text = data.decode()
         if name.endswith(TABLES):
             text = _damaged_table(rng, text)
@@ -129,6 +132,40 @@ def _damaged_archive(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.3:
         data = _bytes_changed(rng, data)
     return data[: rng.randrange(len(data))] if rng.random() < 0.2 else data
+
+
+def _damaged_hdf5(rng: random.Random, data: bytes) -> bytes:
+    """A file whose arrays and attributes are of other types, shapes or places, or whose bytes are damaged."""
+    import h5py
+
+    file = io.BytesIO(data)
+    with h5py.File(file, "r+") as archive:
+        arrays: list[str] = []
+        archive.visititems(lambda name, item: arrays.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in rng.sample(arrays, rng.randint(0, 2)):
+            values = np.asarray(archive[name][()])
+            action = rng.randrange(8)
+            if action == 0:
+                attributes = rng.choice([archive, archive[name], archive[name].parent]).attrs
+                key = rng.choice([*attributes, "dims", "transpose"])
+                attributes[key] = rng.choice([0, b"frame", b"frame_table", '["frame"]', "[", np.zeros(3), b"\x80\x04."])
+            elif action < 6:
+                link = rng.choice([h5py.SoftLink("/"), h5py.SoftLink(name), h5py.ExternalLink("a.h5", "/a")])
+                other = rng.choice([3, "text", np.zeros((2, 0)), h5py.Empty("f8"), link])
+                if action == 1 and values.dtype.kind == "f" and values.size:
+                    other = np.where(values == values.flat[0], rng.choice([np.nan, np.inf, -1.0, 0.0]), values)
+                elif action == 2 and values.dtype.kind in "fiu":
+                    other = values.astype(rng.choice(["f4", ">f8", "f2", "i8", "c16", "?"]))
+                elif action == 3 and values.ndim:
+                    other = values[rng.choice([slice(1), slice(0), slice(None, None, -1), None])]
+                del archive[name]
+                archive[name] = other
+            elif action == 6:
+                archive.move(name, rng.choice(["a", "b/c"]) + str(len(arrays)) + name.replace("/", ""))
+    data = file.getvalue()
+    if rng.random() < 0.5:
+        data = _bytes_changed(rng, data)
+    return data[: rng.randrange(len(data))] if rng.random() < 0.1 else data
 
 
 def _results_file(rng: random.Random, good: list[dict]) -> bytes:
@@ -317,6 +354,8 @@ def _rest(name: str, data: bytes) -> object:
             members = {info.filename: archive.read(info) for info in archive.infolist()}
         changed = ("keypoints.npy", "scores.npy", "score.npy", "keypoint_scores.npy")
         return list(members), {key: value for key, value in members.items() if key not in changed}
+    if name.endswith(".h5"):
+        return _other_arrays(data)
     if name.endswith(TABLES):  # every cell that is no number, and the first cell of each line
         lines = [line for line in data.decode("utf-8-sig").split("\n") if line.strip()]
         return [
@@ -324,6 +363,33 @@ def _rest(name: str, data: bytes) -> object:
             for line in lines
         ][:2]
     return json.dumps(_without_poses(_values(data.decode("utf-8-sig"))))
+
+
+def _other_arrays(data: bytes) -> dict[str, object]:
+    """The bytes of arrays that are no poses, the type and shape of those that are, and all attributes."""
+    import h5py
+
+    broken = (AttributeError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
+    found: dict[str, object] = {}
+    poses = ("table", "block0_values", "tracks", "point_scores", "instance_scores")
+
+    def plain(values):
+        return values.tobytes() if hasattr(values, "tobytes") and values.dtype.kind != "O" else repr(values)
+
+    def keep(name, item):
+        if "_i_table" in name:  # PyTables' index; libhdf5 gives chance bytes where a filter is damaged
+            return
+        try:
+            found[name] = {key: plain(value) for key, value in item.attrs.items()}
+            if isinstance(item, h5py.Dataset):
+                values = item["index"] if item.dtype.names else b"" if name.split("/")[-1] in poses else item[()]
+                found[name] = found[name], str(item.dtype), item.shape, plain(np.asarray(values))
+        except broken as error:
+            found[name] = type(error).__name__
+
+    with h5py.File(io.BytesIO(data), "r") as archive, contextlib.suppress(*broken):
+        archive.visititems(keep)
+    return found
 
 
 def _values(text: str):

@@ -45,6 +45,7 @@ def place(tmp_path_factory) -> Path:
         shutil.copy(truth, folder / name)
     shutil.copy(truth, folder / "boxes.json")
     (folder / "d.json").write_text(json.dumps(detections_of(truth)))
+    (folder / "tracks.csv").write_text("clip,snout.x,snout.y,tail_x,tail_y\n1,10,12,30,40\n")
     (folder / "configs").symlink_to(ROOT / "configs")
     for name in ("coco", "coco-val", "mine"):
         options = {"detections": (folder / "d.json",), "patch": 96}

@@ -18,6 +18,7 @@ from posefix_jax.core.joint_sets import POSETRACK, SKELETONS, WHOLEBODY_KEYS, sk
 from posefix_jax.core.skeleton import Skeleton, limb_length
 from posefix_jax.data.formats import FORMATS, Element, PoseFile
 from posefix_jax.data.formats.base import ImageId, NotPoses
+from posefix_jax.data.formats.csv import Csv, CsvJoints
 from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
@@ -122,11 +123,12 @@ class PoseFiles:
         preferred: Skeleton,
         annotations: Path | None = None,
         certain: bool = False,
+        columns: Mapping[str, str] | None = None,
     ) -> "PoseFiles":
         """Opens files that `find_files` found, each a path or URL and its name in the output.
 
         `skeleton` and `preferred` are those of `open_pose_file`. `certain`: files with as many joints as `preferred` have
-        its joints, however another set would fit. Of several files, those in which nothing looks like poses (a
+        its joints, however another set would fit. `columns`: as `PoseFile.columns`. Of several files, those in which nothing looks like poses (a
         README, a file of settings) are left out with a warning.
 
         Raises:
@@ -138,7 +140,9 @@ class PoseFiles:
         for path, name in files:
             most = max(1, _PEOPLE - len(people))
             try:
-                file, some = _opened(path, skeleton=skeleton, preferred=preferred, name=name, most=most)
+                file, some = _opened(
+                    path, skeleton=skeleton, preferred=preferred, name=name, most=most, columns=columns
+                )
             except NotPoses as error:
                 if not name:
                     raise
@@ -230,10 +234,20 @@ def open_pose_file(path: str, *, skeleton: Skeleton | None, preferred: Skeleton,
 
 
 def _opened(
-    path: str, *, skeleton: Skeleton | None, preferred: Skeleton, name: str, most: int
+    path: str,
+    *,
+    skeleton: Skeleton | None,
+    preferred: Skeleton,
+    name: str,
+    most: int,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[PoseFile, list[np.ndarray]]:
     """As `open_pose_file`; also the joints of up to `most` people if only their number says what joints they are."""
-    file = PoseFile(path, *recognize(path), skeleton or preferred, name=name)
+    file = PoseFile(path, *recognize(path, columns), skeleton or preferred, name=name, columns=columns)
+    if columns and not isinstance(file.format, Csv | CsvJoints):
+        raise PosefixError(
+            f"--columns: {path} is a {file.format.name} file; only CSV and TSV tables have columns to name"
+        )
     own: Skeleton | None = None
     if file.list_in == "annotations":
         with open_binary(path) as opened:

@@ -1,5 +1,6 @@
 """Rows back into their files, with other numbers or in another format."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.core.skeleton import to_skeleton
+from posefix_jax.core.skeleton import joints_in, to_skeleton
 from posefix_jax.data.formats import WRITABLE, Edit, Element, Format, Photograph, Pose
 from posefix_jax.data.formats.base import ImageId
 from posefix_jax.data.image_sources import Images
@@ -110,6 +111,7 @@ class PoseWriter:
             self.single = not self.format.suffix
         self.written = self.format or source.format
         self.integer_ids = True
+        self._lost_lists: set[str] = set()
         self._seen: set[str] = set()
 
     @property
@@ -128,11 +130,24 @@ class PoseWriter:
         skeleton = self.format and self.format.written_skeleton
         return (skeleton or self.source.skeleton).joints
 
+    @property
+    def left_out(self) -> list[str]:
+        """Joints of the input, and lists of more joints in the parts that were checked, that the output does not hold."""
+        if self.format is None:
+            return []
+        given = self.source.skeleton.joints
+        lost = zip(given, joints_in(given, self.joints), strict=True)
+        return [*(joint for joint, place in lost if place < 0), *sorted(self._lost_lists)]
+
     def check(self, part: Part) -> None:
         """Raises PosefixError where the format cannot hold a row. To be called with every part, in order."""
         form, path = self.format, self.source.path
         if form is None:
             return
+        for name in set(self.source.format.more_joints) - self._lost_lists:
+            filled = re.compile(rf'"{name}"\s*:\s*\[\s*[^\]\s]')
+            if any(filled.search(element.text) for _, element in part.elements):
+                self._lost_lists.add(name)
         for row, pose in enumerate(part.poses):
             place = f"{path}: row {part.first_row + row}"
             if not np.isfinite(pose.joints).all():

@@ -1,10 +1,12 @@
 """What format a file of poses is in, told by its beginning."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from posefix_jax.data.formats import FORMATS, Format, JsonFormat
 from posefix_jax.data.formats.base import NotPoses
+from posefix_jax.data.formats.cells import renamed
 from posefix_jax.data.formats.csv import has_joint_column, is_header
 from posefix_jax.data.formats.deeplabcut import DeepLabCutHdf5, tables_in
 from posefix_jax.data.formats.hdf5 import open_hdf5
@@ -35,8 +37,11 @@ _COMMON = {"data"}
 _JSON = [form for form in FORMATS.values() if isinstance(form, JsonFormat)]
 
 
-def recognize(path: str) -> tuple[Format, str | None]:
+def recognize(path: str, columns: Mapping[str, str] | None) -> tuple[Format, str | None]:
     """A file's format, and the member of a JSON document that holds its elements, as in `PoseFile.list_in`.
+
+    Args:
+      columns: as `PoseFile.columns`.
 
     Raises:
       PosefixError: not a file of poses.
@@ -69,7 +74,7 @@ def recognize(path: str) -> tuple[Format, str | None]:
         _check_numbers(path)
         return FORMATS["yolo"], None
     if name.endswith(TABLES) or not head.decode("utf-8-sig", "replace").lstrip().startswith(("[", "{")):
-        table = _table_format(path, named=name.endswith(TABLES))
+        table = _table_format(path, named=name.endswith(TABLES), columns=columns)
         if table is not None:
             return table, None
     with open_binary(path) as opened:
@@ -103,7 +108,7 @@ def _check_numbers(path: str) -> None:
         raise NotPoses(f"{path}: its first line is {' '.join(words)!r:.40}; expected Ultralytics' labels (numbers)")
 
 
-def _table_format(path: str, *, named: bool) -> Format | None:
+def _table_format(path: str, *, named: bool, columns: Mapping[str, str] | None) -> Format | None:
     """The format of a text table; None of a file that is not named like one and whose first line is no header of one."""
     with open_binary(path) as opened:
         try:
@@ -114,6 +119,7 @@ def _table_format(path: str, *, named: bool) -> Format | None:
             return None
     if header.startswith(("scorer,", '"scorer",')):
         return FORMATS["deeplabcut"]
+    header = renamed(header, columns, path)
     if not named and not is_header(header):
         return None
     return FORMATS["csv-joints" if has_joint_column(header) else "csv"]

@@ -29,6 +29,8 @@ class ConvertOptions:
     """COCO file whose images give the file name of each image_id"""
     skeleton: str | None = None
     """the file's joints, a name or a JSON file, if neither the file nor the number of joints says what they are"""
+    columns: tuple[str, ...] = ()
+    """OURS=THEIRS for columns of a CSV table whose names posefix does not know: image_id=clip nose_x=n.x nose_y=n.y"""
     threads: int = 4
     """decoding threads"""
 
@@ -45,6 +47,7 @@ def convert(options: ConvertOptions) -> dict:
         images=options.images,
         annotations=options.annotations,
         skeleton=options.skeleton,
+        columns=options.columns,
         preferred=COCO,
     )
     job = FileJob(source, options.out, to=options.to, images=options.images, rows_per_part=4096)

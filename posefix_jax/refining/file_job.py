@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from posefix_jax.core.joint_sets import load_skeleton
 from posefix_jax.core.skeleton import Skeleton, describe_joints
 from posefix_jax.data.formats import Element, Pose
+from posefix_jax.data.formats.cells import columns_of
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.pose_files import PoseFiles, find_files
 from posefix_jax.data.pose_writer import Part, PoseWriter
@@ -25,6 +26,7 @@ def open_files(
     annotations: Path | None,
     skeleton: str | None,
     preferred: Skeleton,
+    columns: Sequence[str] = (),
 ) -> PoseFiles:
     """The files that a command names, none of which lies where its output goes.
 
@@ -35,6 +37,7 @@ def open_files(
       annotations: COCO file whose `images` give file names.
       skeleton: the files' joints where they do not say them themselves; what `load_skeleton` takes.
       preferred: the joints of a file that says only their number, if it has that many.
+      columns: OURS=THEIRS for each column of a table that has a name of its own.
 
     Raises:
       PosefixError: no such file, not one of poses, files of several kinds, or an output would replace an input.
@@ -44,7 +47,8 @@ def open_files(
     more = [place for place in (images, annotations, skeleton) if place is not None]
     check_apart(outputs, [path for path, _ in files] + more)
     given = None if skeleton is None else load_skeleton(skeleton)
-    return PoseFiles.open(files, skeleton=given, preferred=preferred, annotations=annotations)
+    named = columns_of(columns)
+    return PoseFiles.open(files, skeleton=given, preferred=preferred, annotations=annotations, columns=named)
 
 
 class FileJob:
@@ -122,7 +126,11 @@ class FileJob:
         source, writer = self.source, self.writer
         to = None if writer.format is None else writer.format.name
         fixed = {**settings, "files": [file.name for file in source.files], "to": to}
-        fixed |= {"joints": source.skeleton.to_dict(), "content": source.digest()}
+        fixed |= {
+            "columns": source.files[0].columns,
+            "joints": source.skeleton.to_dict(),
+            "content": source.digest(),
+        }
         digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode())
         rows = count = 0
         with Progress("check", None, unit="poses") as progress:
@@ -139,6 +147,11 @@ class FileJob:
         more = len(source.files) - 1
         named = source.path + (f" and {more} more" if more else "")
         form = writer.format
+        if writer.left_out:
+            entries["joints_left_out"] = writer.left_out
+            others = len(writer.left_out) - 6
+            listed = ", ".join(writer.left_out[:6]) + (f" and {others} more" if others > 0 else "")
+            tell(f"joints that {to} has no place for are left out: {listed}")
         tell(f"{named}: {rows} poses ({source.format.name}), with {describe_joints(source.skeleton)}")
         manifest = JobManifest(
             job=digest.hexdigest(),

@@ -9,6 +9,7 @@ import numpy as np
 
 from posefix_jax.core.joint_sets import COCO, load_skeleton
 from posefix_jax.data.formats.base import ImageId, Pose
+from posefix_jax.data.formats.cells import columns_of
 from posefix_jax.data.image_sources import Images
 from posefix_jax.data.images import UnreadableImage
 from posefix_jax.data.pose_files import PoseFiles, find_files
@@ -31,6 +32,8 @@ class InspectOptions:
     """COCO file whose images give the file name of each image_id; by default file names are matched with the id"""
     skeleton: str | None = None
     """the files' joints, a name or a JSON file, if neither the file nor the number of joints says what they are"""
+    columns: tuple[str, ...] = ()
+    """OURS=THEIRS for columns of a CSV table whose names posefix does not know: image_id=clip nose_x=n.x nose_y=n.y"""
     category: int = 1
     """rows of other categories would be skipped"""
     first_frame: int | None = None
@@ -57,7 +60,9 @@ def inspect_files(options: InspectOptions) -> dict:
     """
     given = None if options.skeleton is None else load_skeleton(options.skeleton)
     files = find_files(options.detections, Path())
-    source = PoseFiles.open(files, skeleton=given, preferred=COCO, annotations=options.annotations)
+    source = PoseFiles.open(
+        files, skeleton=given, preferred=COCO, annotations=options.annotations, columns=columns_of(options.columns)
+    )
     photographs = None
     if options.images is not None:
         images = Images(options.images, source.names, first_frame=options.first_frame)

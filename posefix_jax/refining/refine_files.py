@@ -58,6 +58,7 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
         images=options.images,
         annotations=options.annotations,
         skeleton=options.skeleton,
+        columns=options.columns,
         preferred=refiner.spec.skeleton,
     )
     return refine_source(refiner, source, options)

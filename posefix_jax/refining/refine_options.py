@@ -26,6 +26,8 @@ class RefineOptions:
     """COCO file whose images give the file name of each image_id; by default file names are matched with the id"""
     skeleton: str | None = None
     """the file's joints, a name or a JSON file, if neither the file nor the number of joints says what they are"""
+    columns: tuple[str, ...] = ()
+    """OURS=THEIRS for columns of a CSV table whose names posefix does not know: image_id=clip nose_x=n.x nose_y=n.y"""
     flip: bool = True
     """also refine the mirrored crop and average"""
     iterations: int = 1

@@ -186,6 +186,29 @@ def test_joints_that_were_missing_are_filled_in(sample, identity, photographs, t
     assert (read(out)[1][1][-1, 2] > 0) == knows
 
 
+def test_joints_that_end_in_a_conversion_are_named(tmp_path, capsys):
+    """In a line and in the report; the empty lists of OpenPose's face and hands are no joints."""
+    person = {
+        "pose_keypoints_2d": flat(bodies(OPENPOSE25)[0]),
+        "face_keypoints_2d": [],
+        "hand_left_keypoints_2d": [1.5] * 63,
+    }
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "1_keypoints.json").write_text(json.dumps({"people": [person]}))
+    convert(ConvertOptions((str(folder),), tmp_path / "a.json", "coco"))
+    assert "joints that coco has no place for are left out: hand_left_keypoints_2d\n" in capsys.readouterr().err
+    report = json.loads((tmp_path / "a.json.report.json").read_text())
+    assert report["joints_left_out"] == ["hand_left_keypoints_2d"]
+    write_rows(tmp_path / "h.json", [row_of(1, bodies(SKELETONS["halpe26"])[0])])
+    convert(ConvertOptions((str(tmp_path / "h.json"),), tmp_path / "h.out", "openpose"))
+    assert "joints that openpose has no place for are left out: head" in capsys.readouterr().err
+    write_rows(tmp_path / "c.json", [row_of(1, bodies(COCO)[0])])
+    convert(ConvertOptions((str(tmp_path / "c.json"),), tmp_path / "c.out", "openpose"))
+    assert "left out" not in capsys.readouterr().err
+    assert "joints_left_out" not in json.loads((tmp_path / "c.out.report.json").read_text())
+
+
 @pytest.mark.parametrize("target", ["coco", "coco-annotations", "mmpose", "parquet", "csv", "npz"])
 def test_feet_and_hands_survive_conversions(target, tmp_path):
     """All 133 joints of COCO-WholeBody, from its five lists and back into them."""

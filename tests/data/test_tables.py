@@ -8,7 +8,8 @@ from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.formats import Edit
 from posefix_jax.data.formats.base import PoseFile
-from posefix_jax.data.pose_files import open_pose_file
+from posefix_jax.data.pose_files import PoseFiles, open_pose_file
+from posefix_jax.refining.inspect_files import InspectOptions, inspect_files
 from posefix_jax.types import PosefixError
 
 
@@ -144,3 +145,48 @@ def test_deeplabcuts_labels(tmp_path):
     (pose,) = people(file)
     assert pose.image == "labeled-data/mouse/img001.png" and file.skeleton.joints == ("snout", "tail")
     assert pose.joints.tolist() == [[1.5, 2, 1], [0, 0, 0]]
+
+
+OWN = {"clip": "image_id", "snout.x": "nose_x", "snout.y": "nose_y", "how sure": "nose_score"}
+
+
+def test_columns_of_other_names(tmp_path):
+    """They are read by our names; the header stays what it was."""
+    text = '"clip";snout.x;snout.y;"how sure";tail_x;tail_y\n7;1;2;0.5;3;4\n'
+    (tmp_path / "t.csv").write_text(text)
+    options = {"skeleton": None, "preferred": COCO, "columns": OWN}
+    source = PoseFiles.open([(str(tmp_path / "t.csv"), "")], **options)
+    assert source.skeleton.joints == ("nose", "tail")
+    elements = [element for _, element in source.elements()]
+    (pose,) = elements[0].poses
+    assert pose.image == 7 and pose.joints.tolist() == [[1, 2, 0.5], [3, 4, 1]]
+    new = pose.joints.copy()
+    new[0] = 8, 9, 0.25
+    edits = [Edit(elements[0], {0: new}), *map(Edit, elements[1:])]
+    written = source.format.write_back(source.files[0], edits).decode()
+    assert written == text.replace("7;1;2;0.5", "7;8.0;9.0;0.25")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pairs", "message"),
+    [
+        (
+            "t.csv",
+            "clip,nose_x,nose_y\n1,2,3\n",
+            ["image_id=clib"],
+            "has no column 'clib'; it has clip, nose_x, nose_y",
+        ),
+        ("t.csv", "clip,nose_x,nose_y\n1,2,3\n", ["clip"], "'clip' is not OURS=THEIRS"),
+        ("t.csv", "clip,nose_x,nose_y\n1,2,3\n", ["image_id=clip", "frame=clip"], "names a column again"),
+        ("t.csv", "clip,nose_x,nose_y\n1,2,3\n", ["a,b=clip"], "is not OURS=THEIRS"),
+        ("t.csv", "clip,frame,a_x,a_y\n1,2,3,4\n", ["frame=clip"], "two columns called 'frame'"),
+        ("t.csv", "clip,nose_x,nose_y\n1,2,3\n", [], "say which it is with --columns image_id=NAME"),
+        ("t.json", '[{"image_id": 1, "category_id": 1, "keypoints": [], "score": 1}]', ["a=b"], "is a coco file; only"),
+        ("d.csv", "scorer,a,a\nbodyparts,n,n\ncoords,x,y\n1,2,3\n", ["a=b"], "is a deeplabcut file; only"),
+    ],
+)
+def test_columns_that_are_not_there(name, text, pairs, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PosefixError, match=message) as error:
+        inspect_files(InspectOptions((str(tmp_path / name),), columns=tuple(pairs)))
+    assert "\n" not in str(error.value)

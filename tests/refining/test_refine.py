@@ -466,7 +466,7 @@ def test_killed_job_leaves_no_half_file(people, tmp_path):
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.slow
 def test_damaged_files_end_in_valid_output_or_one_line(part, identity, people, tmp_path):
-    """500 of them (10,000 in benchmarks/fuzz.py); never another exception, a lost row, a half file."""
+    """500 of them (20,000 in benchmarks/files.py fuzz); never another exception, a lost row, a half file."""
     good = detections_of(people[0])[:4]
     others = sample_files()
 

@@ -110,6 +110,7 @@ class Format:
       file_per_photograph: a file is the people of the photograph that its name tells.
       missing_at: a joint is missing if its x and y both equal one of these, whatever its score; beside the rules of every
         format (a score of 0 or below; a value that is null or NaN).
+      more_joints: lists of further joints that people may have, which pass through and end in a conversion.
 
     Attributes of formats that can be written anew:
       writable: whether it can.
@@ -129,6 +130,7 @@ class Format:
     score_path: tuple[str, ...] = ()
     file_per_photograph = False
     missing_at: tuple[float, ...] = ()
+    more_joints: tuple[str, ...] = ()
 
     writable = False
     written_skeleton: Skeleton | None = None
@@ -405,6 +407,7 @@ class PoseFile:
       empty: nobody is in it, so format and skeleton are those of the files read with it.
       name: the path within the folder that was named.
       joints_named: the file itself says what its joints are called.
+      columns: our names of a table's columns by its own, where the user says them; None where not.
     """
 
     path: str
@@ -416,6 +419,7 @@ class PoseFile:
     empty: bool = False
     name: str = ""
     joints_named: bool = False
+    columns: Mapping[str, str] | None = None
 
     @cached_property
     def image(self) -> str:

@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
-from posefix_jax.data.text_lines import LONGEST
+from posefix_jax.data.text_lines import LONGEST, replaced
 from posefix_jax.types import PosefixError
 
 DELIMITERS = ",;\t|"
@@ -66,6 +66,37 @@ def _pattern(delimiter: str) -> re.Pattern:
     """A cell after the start of the record or a delimiter."""
     other = re.escape(delimiter)
     return re.compile(f'(?:^|{other})({_QUOTED}|[^"{other}]*)')
+
+
+def columns_of(pairs: Sequence[str]) -> dict[str, str]:
+    """What `--columns` says, OURS=THEIRS each: our name of a column by theirs. Raises PosefixError."""
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        ours, theirs = ours.strip(), theirs.strip()
+        if not (ours and equals and theirs) or theirs in columns or any(c in ours for c in DELIMITERS + '"'):
+            what = "names a column again" if theirs in columns else "is not OURS=THEIRS"
+            raise PosefixError(f"--columns: {pair!r:.60} {what}; expected such as image_id=clip nose_x=n.x nose_y=n.y")
+        columns[theirs] = ours
+    return columns
+
+
+def renamed(header: str, columns: Mapping[str, str] | None, path: str) -> str:
+    """A header in which the columns have our names. Raises PosefixError: it lacks one."""
+    if not columns:
+        return header
+    delimiter = delimiter_of(header)
+    try:
+        spans = spans_of(header, delimiter)
+    except ValueError as error:
+        raise PosefixError(f"{path}: a broken header ({error})") from error
+    names = [plain(header[start:end]).strip() for start, end in spans]
+    lacking = [name for name in columns if name not in names]
+    if lacking:
+        some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise PosefixError(f"--columns: {path} has no column {lacking[0]!r:.40}; it has {some:.160}")
+    changed = ((name, span) for name, span in zip(names, spans, strict=True) if name in columns)
+    return replaced(header, [(*inner(header, span), columns[name]) for name, span in changed])
 
 
 def inner(text: str, span: tuple[int, int]) -> tuple[int, int]:

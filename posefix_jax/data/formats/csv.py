@@ -287,7 +287,8 @@ def _required(columns: Mapping[str, int], wanted: Sequence[str], names: Sequence
     if place is None:
         some = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         more = ", ..." if len(wanted) > 3 else ""
-        raise _unfit(path, f"columns {some:.120}, but none called {' or '.join(wanted[:3])}{more}", kind)
+        say = f"say which it is with --columns {wanted[0]}=NAME"
+        raise _unfit(path, f"columns {some:.120}, but none called {' or '.join(wanted[:3])}{more}; {say}", kind)
     return place
 
 

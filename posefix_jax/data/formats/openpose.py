@@ -17,6 +17,7 @@ class OpenPose(JsonFormat):
     file_per_photograph = True
     writable = True
     written_skeleton = OPENPOSE25
+    more_joints = ("face_keypoints_2d", "hand_left_keypoints_2d", "hand_right_keypoints_2d")
     head, between, tail = "", "\n", "\n"
     suffix = "_keypoints.json"
     writes_score = False

@@ -16,6 +16,7 @@ from posefix_jax.data.formats.cells import (
     name_or_number,
     numbers_of,
     records,
+    renamed,
     spans_of,
 )
 from posefix_jax.data.image_sources import open_binary
@@ -111,6 +112,7 @@ class Table(Format):
                     break
         if not header:
             raise PosefixError(f"{file.path}: empty; expected a table with a header (read as {self.name})")
+        header[0] = renamed(header[0], file.columns, file.path)
         return lead, self.layout(header, file.path), rest
 
     def skeleton_in(self, file: PoseFile) -> Skeleton | None:
