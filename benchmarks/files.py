@@ -5,8 +5,9 @@
     python benchmarks/files.py memory DETECTIONS IMAGES [--rows 100000 1000000 10000000] [--write]
     python benchmarks/files.py rates DETECTIONS IMAGES [--write]
     python benchmarks/files.py reads [--write]
+    python benchmarks/files.py converts [--rows 20000 200000] [--formats csv npz ...] [--write]
 
-`kills` and `memory` run the command itself. In `memory`, 40 rows of every 100,000 (more than a batch) name an existing
+`kills`, `memory` and `converts` run the command itself. In `memory`, 40 rows of every 100,000 (more than a batch) name an existing
 photograph: what is measured is the path of the rows through the job, which is the same for those that pass through.
 """
 
@@ -30,6 +31,10 @@ from measure import write_result
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
+PEAK = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
 REFINE = [sys.executable, "-m", "posefix_jax.cli", "refine"]
 
 
@@ -278,6 +283,73 @@ def reads(options) -> dict:
     return {"by_format": figures}
 
 
+def converts(options) -> dict:
+    """Peak resident memory of `posefix convert --to coco`, by format and number of people."""
+    import cv2
+    import format_samples
+
+    figures: dict = {}
+    single = {name: files for name, (files, _) in format_samples.samples().items() if len(files) == 1}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        images = Path(folder, "images")
+        images.mkdir()
+        grey = np.zeros((format_samples.HEIGHT, format_samples.WIDTH), np.uint8)
+        for number in (1, 2, 3):  # for the sizes that fractions need
+            cv2.imwrite(str(images / f"{number:012d}.png"), grey)
+        for name in [*single, "npz", "deeplabcut-h5", "sleap-h5"]:
+            if options.formats and name not in options.formats:
+                continue
+            for count in options.rows:
+                if name in single:
+                    file, text = single[name][0]
+                    data = many_times(name, text, count // 3).encode()
+                else:
+                    file, data = binary_many_times(name, count // 3)
+                path, out = Path(folder, file), Path(folder, "out.json")
+                path.write_bytes(gzip.compress(data, 1) if file.endswith(".gz") else data)
+                command = [sys.executable, "-m", "posefix_jax.cli", "convert", str(path), "--images", str(images)]
+                command += ["--to", "coco", "--out", str(out)]
+                # A small process of its own starts the command: a child's peak is at least its parent's size.
+                done = subprocess.run([sys.executable, "-c", PEAK, *command], capture_output=True, text=True)
+                assert done.returncode == 0, f"{name}: {done.stderr[-500:]}"
+                people = sum(line.count('"image_id"') for line in open(out))
+                found = figures.setdefault(name, {})
+                found[people] = {"input_MB": round(len(data) / 2**20, 1), "peak_MB": int(done.stdout.split()[-1]) >> 10}
+                print(name, people, found[people], file=sys.stderr)
+                for made in (path, out, Path(f"{out}.report.json")):
+                    made.unlink()
+    return {"by_format": figures}
+
+
+def binary_many_times(name: str, times: int) -> tuple[str, bytes]:
+    """The file of a sample in a binary format, with its people many times over."""
+    import format_samples
+    import h5py
+
+    file = io.BytesIO()
+    if name == "npz":
+        arrays = dict(np.load(io.BytesIO(format_samples.npz_bytes())))
+        people = ("keypoints", "image_id", "scores")
+        np.savez(file, **{key: np.concatenate([arrays[key]] * times) for key in people})
+        return "t.npz", file.getvalue()
+    if name == "deeplabcut-h5":
+        file = io.BytesIO(format_samples.recorded("deeplabcut_video.h5"))
+        with h5py.File(file, "r+") as archive:
+            table = archive["df_with_missing/table"]
+            rows = table[()]
+            table.resize((len(rows) * times,))
+            table[...] = np.concatenate([rows] * times)
+        return "d.h5", file.getvalue()
+    file = io.BytesIO(format_samples.recorded("sleap_matlab.h5"))
+    with h5py.File(file, "r+") as archive:
+        for key in ("tracks", "point_scores", "instance_scores"):  # whose last axis is the frames
+            values, dims = archive[key][()], archive[key].attrs["dims"]
+            del archive[key]
+            many = np.concatenate([values[..., 1:3]] * times, axis=-1)
+            archive.create_dataset(key, data=many, compression="gzip").attrs["dims"] = dims
+    return "s.h5", file.getvalue()
+
+
 def many_times(name: str, text: str, times: int) -> str:
     """A sample with its people many times over."""
     if text[:1] not in "[{" or "}\n{" in text:
@@ -298,17 +370,20 @@ def many_times(name: str, text: str, times: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("fuzz", "kills", "memory", "rates", "reads"))
+    parser.add_argument("what", choices=("fuzz", "kills", "memory", "rates", "reads", "converts"))
     parser.add_argument("detections", type=Path, nargs="?")
     parser.add_argument("images", type=Path, nargs="?")
     parser.add_argument("--cases", type=int, default=10000)
-    parser.add_argument("--formats", nargs="+", default=[], help="fuzz: only these of tests/format_samples.py")
+    parser.add_argument(
+        "--formats", nargs="+", default=[], help="fuzz, converts: only these of tests/format_samples.py"
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--times", type=int, default=8, help="kills: how many times to repeat the rows of the file")
-    parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
+    parser.add_argument("--rows", type=int, nargs="+", help="memory: 10^5, 10^6, 10^7; converts: 20000, 200000")
     parser.add_argument("--folder", type=Path, default=None, help="memory: a folder with 20 GB of free space")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    options.rows = options.rows or ([20000, 200000] if options.what == "converts" else [10**5, 10**6, 10**7])
     write_result("files", {"what": options.what} | globals()[options.what](options))
 
 

@@ -366,24 +366,29 @@ def _rest(name: str, data: bytes) -> object:
 
 
 def _other_arrays(data: bytes) -> dict[str, object]:
-    """The bytes of arrays that are no poses, the type and shape of those that are, and all attributes."""
+    """What is stored of arrays that are no poses, and the attributes. Nothing is decoded that libhdf5 might crash on."""
     import h5py
+
+    from posefix_jax.data.formats.hdf5 import is_plain
 
     broken = (AttributeError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
     found: dict[str, object] = {}
     poses = ("table", "block0_values", "tracks", "point_scores", "instance_scores")
 
-    def plain(values):
-        return values.tobytes() if hasattr(values, "tobytes") and values.dtype.kind != "O" else repr(values)
+    def stored(array):
+        if array.chunks is None:
+            offset, size = array.id.get_offset(), array.id.get_storage_size()
+            return b"" if offset is None else data[offset : offset + size]
+        chunks = (array.id.get_chunk_info(i) for i in range(array.id.get_num_chunks()))
+        return [data[chunk.byte_offset : chunk.byte_offset + chunk.size] for chunk in chunks]
 
     def keep(name, item):
-        if "_i_table" in name:  # PyTables' index; libhdf5 gives chance bytes where a filter is damaged
-            return
         try:
-            found[name] = {key: plain(value) for key, value in item.attrs.items()}
+            of_item = [h5py.h5a.open(item.id, key.encode()) for key in item.attrs]
+            found[name] = {a.name: str(item.attrs[a.name.decode()]) for a in of_item if is_plain(a.get_type())}
             if isinstance(item, h5py.Dataset):
-                values = item["index"] if item.dtype.names else b"" if name.split("/")[-1] in poses else item[()]
-                found[name] = found[name], str(item.dtype), item.shape, plain(np.asarray(values))
+                values = str(item.shape) if name.split("/")[-1] in poses else stored(item)
+                found[name] = found[name], str(item.dtype), values
         except broken as error:
             found[name] = type(error).__name__
 

@@ -252,21 +252,21 @@ def dataset(group: Any, name: str) -> Any:
         inner = inner[part]
     if not isinstance(inner, h5py.Dataset) or inner.is_virtual or inner.external or inner.shape is None:
         raise ValueError(f"{name} is no array within the file")
-    if not _is_plain(inner.id.get_type()):
+    if not is_plain(inner.id.get_type()):
         raise ValueError(f"{name} is of an unusual type")
     if inner.nbytes > _PACKED * (inner.id.get_storage_size() + 1024):
         raise ValueError(f"{name} says that it is {inner.nbytes} bytes, of which hardly any are stored")
     return inner
 
 
-def _is_plain(kind: Any) -> bool:
+def is_plain(kind: Any) -> bool:
     """Whether numbers are stored as numpy's are: HDF5's library crashes on some others, which are from damaged files."""
     from h5py import h5t
 
     if isinstance(kind, h5t.TypeCompoundID):
-        return all(_is_plain(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
+        return all(is_plain(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
     if isinstance(kind, h5t.TypeArrayID):
-        return _is_plain(kind.get_super())
+        return is_plain(kind.get_super())
     return isinstance(kind, h5t.TypeStringID) or kind.equal(h5t.py_create(kind.dtype))
 
 
