@@ -376,13 +376,18 @@ def _other_arrays(data: bytes) -> dict[str, object]:
     poses = ("table", "block0_values", "tracks", "point_scores", "instance_scores")
 
     def stored(array):
-        if array.chunks is None:
-            offset, size = array.id.get_offset(), array.id.get_storage_size()
-            return b"" if offset is None else data[offset : offset + size]
-        chunks = (array.id.get_chunk_info(i) for i in range(array.id.get_num_chunks()))
-        return [data[chunk.byte_offset : chunk.byte_offset + chunk.size] for chunk in chunks]
+        places = [(array.id.get_offset() or 0, array.id.get_storage_size())]
+        if array.chunks is not None:
+            chunks = (array.id.get_chunk_info(i) for i in range(array.id.get_num_chunks()))
+            places = [(chunk.byte_offset, chunk.size) for chunk in chunks]
+        # A damaged size may reach into the bytes of other arrays.
+        return [data[first : first + size] if size < array.nbytes + 64 else size for first, size in places]
 
     def keep(name, item):
+        if (
+            "_i_table" in name
+        ):  # PyTables' index, over which libhdf5 writes where a damaged byte says that nothing is there
+            return
         try:
             of_item = [h5py.h5a.open(item.id, key.encode()) for key in item.attrs]
             found[name] = {a.name: str(item.attrs[a.name.decode()]) for a in of_item if is_plain(a.get_type())}
