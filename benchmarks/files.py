@@ -5,7 +5,7 @@
     python benchmarks/files.py memory DETECTIONS IMAGES [--rows 100000 1000000 10000000] [--write]
     python benchmarks/files.py rates DETECTIONS IMAGES [--write]
     python benchmarks/files.py reads [--write]
-    python benchmarks/files.py converts [--rows 10000 50000] [--formats csv npz ...] [--write]
+    python benchmarks/files.py converts [--rows 50000 150000] [--formats csv npz ...] [--write]
 
 `kills`, `memory` and `converts` run the command itself. In `memory`, 40 rows of every 100,000 (more than a batch) name an existing
 photograph: what is measured is the path of the rows through the job, which is the same for those that pass through.
@@ -379,11 +379,11 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--times", type=int, default=8, help="kills: how many times to repeat the rows of the file")
-    parser.add_argument("--rows", type=int, nargs="+", help="memory: 10^5, 10^6, 10^7; converts: 10000, 50000")
+    parser.add_argument("--rows", type=int, nargs="+", help="memory: 10^5, 10^6, 10^7; converts: 50000, 150000")
     parser.add_argument("--folder", type=Path, default=None, help="memory: a folder with 20 GB of free space")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    options.rows = options.rows or ([10000, 50000] if options.what == "converts" else [10**5, 10**6, 10**7])
+    options.rows = options.rows or ([50000, 150000] if options.what == "converts" else [10**5, 10**6, 10**7])
     write_result("files", {"what": options.what} | globals()[options.what](options))
 
 

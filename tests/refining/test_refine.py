@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import detections_of, identity_network
+from conftest import COMPILED, detections_of, identity_network
 from format_samples import sample_files
 from pycocotools.coco import COCO
 
@@ -448,19 +448,20 @@ def test_killed_job_leaves_no_half_file(people, tmp_path):
     """SIGKILL of a real process amid its work, then the same command: the rest is done, the output is whole."""
     truth, images = people
     detections, out = tmp_path / "d.json", tmp_path / "r.json"
-    detections.write_text(json.dumps(sorted(detections_of(truth) * 20, key=lambda row: row["image_id"])))
+    detections.write_text(json.dumps(sorted(detections_of(truth) * 4, key=lambda row: row["image_id"])))
     parts = out.with_name("r.json.parts")
     command = [sys.executable, "-m", "posefix_jax.cli", "refine", "--detections", str(detections)]
-    command += ["--images", str(images), "--out", str(out), "--batch-size", "8", "--part-rows", "16"]
-    process = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
+    command += ["--images", str(images), "--out", str(out), "--batch-size", "8", "--part-rows", "8", "--trust", "0.9"]
+    environment = os.environ | COMPILED
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(parts.glob("*.part")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert parts.exists() and not out.exists()
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(rows_of(out)) == 120 and not parts.exists()
+    assert len(rows_of(out)) == 24 and not parts.exists()
 
 
 @pytest.mark.parametrize("part", range(4))
