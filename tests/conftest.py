@@ -7,6 +7,7 @@ FLAGS = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_le
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import gc
 import json
 import tempfile
 from pathlib import Path
@@ -36,6 +37,14 @@ jax.config.update("jax_compilation_cache_dir", COMPILED["JAX_COMPILATION_CACHE_D
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_out_of_garbage_collection():
+    """What jax keeps of every program (millions of objects in the end) is not searched for garbage again and again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -122,14 +122,15 @@ def keep_compiled() -> None:
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options(platform: str | None = None) -> dict[str, str]:
     """Options for `jax.jit` of programs with a network. On a CPU: XLA's own kernels for matrix products.
 
     XLA's default on x86 is a library with faster reductions but, at a network's shapes, slower products (figures in
-    docs/scaling.md). Empty on other devices, and if XLA does not know the option.
+    docs/scaling.md). Empty on other devices, and if XLA does not know the option. `platform`: that of the devices that the
+    program is for; by default jax's own.
     """
     own_products = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return {}
     try:
         jax.jit(lambda x: x, compiler_options=own_products).lower(0.0).compile()

@@ -70,7 +70,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
         steps = max(int(np.ceil(config.epochs * people.places / config.data.batch_size)), 1)
         root = jax.random.key(config.seed)
         optimizer = make_optimizer(config.optimizer, steps)
-        train_step = _jitted_step(config, spec, synthesize, optimizer, mesh)
+        train_step = jitted_step(config, spec, synthesize, optimizer, mesh)
 
         state = initial_state(config, spec, optimizer, mesh)
         checkpointer = Checkpointer(out, keep=config.keep)
@@ -135,7 +135,7 @@ def train(config: Config) -> tuple[TrainState, bool]:
     return state, complete
 
 
-def _jitted_step(
+def jitted_step(
     config: Config, spec: RefinerSpec, synthesize: Synthesizer, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
     """The training step over the mesh: the batch split over its devices, the state on each of them."""
@@ -154,7 +154,7 @@ def _jitted_step(
         in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
 
 
