@@ -38,6 +38,14 @@ PEAK = (
 REFINE = [sys.executable, "-m", "posefix_jax.cli", "refine"]
 
 
+def peak_MB(command: list[str]) -> int:
+    """The peak resident memory of a command that must succeed. Its output is dropped."""
+    # A small process of its own starts the command: a child's peak is at least its parent's size.
+    done = subprocess.run([sys.executable, "-c", PEAK, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    return int(done.stdout.split()[-1]) >> 10
+
+
 def quickest(run, runs: int = 3, clock=time.perf_counter) -> float:
     """Seconds of the quickest of some runs."""
     times = []
@@ -144,13 +152,11 @@ def memory(options) -> dict:
                 file.write("]")
             command = [*REFINE, str(many), "--images", str(options.images), "--out", str(out)]
             begun = time.perf_counter()
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
+            peak = peak_MB(command)
             seconds = time.perf_counter() - begun
-            assert status == 0, status
             figures[count] = {
                 "input_MB": many.stat().st_size >> 20,
-                "peak_MB": usage.ru_maxrss >> 10,
+                "peak_MB": peak,
                 "seconds": round(seconds, 1),
                 "rows_per_s": round(count / seconds),
             }
@@ -309,12 +315,10 @@ def converts(options) -> dict:
                 path.write_bytes(gzip.compress(data, 1) if file.endswith(".gz") else data)
                 command = [sys.executable, "-m", "posefix_jax.cli", "convert", str(path), "--images", str(images)]
                 command += ["--to", "coco", "--out", str(out)]
-                # A small process of its own starts the command: a child's peak is at least its parent's size.
-                done = subprocess.run([sys.executable, "-c", PEAK, *command], capture_output=True, text=True)
-                assert done.returncode == 0, f"{name}: {done.stderr[-500:]}"
+                peak = peak_MB(command)
                 people = sum(line.count('"image_id"') for line in open(out))
                 found = figures.setdefault(name, {})
-                found[people] = {"input_MB": round(len(data) / 2**20, 1), "peak_MB": int(done.stdout.split()[-1]) >> 10}
+                found[people] = {"input_MB": round(len(data) / 2**20, 1), "peak_MB": peak}
                 print(name, people, found[people], file=sys.stderr)
                 for made in (path, out, Path(f"{out}.report.json")):
                     made.unlink()

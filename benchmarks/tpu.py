@@ -11,7 +11,7 @@ longer than everything else. `--batch` is per chip. The training step is the one
 """
 
 import argparse
-import functools
+import math
 import os
 import re
 import time
@@ -214,14 +214,12 @@ def executed(bodies: dict[str, list[str]]) -> dict[str, int]:
     def visit(name: str, count: int) -> None:
         times[name] += count
         for line in bodies.get(name, ()):
-            if " fusion(" in line or name not in bodies:
+            if " fusion(" in line:
                 continue
             trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            for kind, called in re.findall(
-                r"(body|condition|calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", line
-            ):
-                if kind in ("body", "calls", "branch_computations"):
-                    visit(called, count * (int(trips[1]) if trips and kind == "body" else 1))
+            for kind, called in re.findall(r"(body|calls|branch_computations)=(\{[^}]*\}|[^\s,]+)", line):
+                for body in re.findall(r"%?([\w.\-]+)", called):
+                    visit(body, count * (int(trips[1]) if trips and kind == "body" else 1))
 
     visit("ENTRY", 1)
     return {name: count for name, count in times.items() if name in bodies}
@@ -230,10 +228,7 @@ def executed(bodies: dict[str, list[str]]) -> dict[str, int]:
 def size_of(shape: str) -> int:
     """Bytes of a result."""
     found = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-    return sum(
-        BYTES.get(kind, 4) * functools.reduce(lambda a, b: a * int(b), filter(None, dims.split(",")), 1)
-        for kind, dims in found
-    )
+    return sum(BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in found)
 
 
 class Frames:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from format_samples import HEIGHT, WIDTH
 
 from posefix_jax.core import heatmaps
 from posefix_jax.core.geometry import crop_to_heat
@@ -160,6 +161,14 @@ def detections_of(truth: Path, *, noise: float = 4.0, seed: int = 1) -> list[dic
 @pytest.fixture(scope="session")
 def people(tmp_path_factory) -> tuple[Path, Path]:
     return make_people(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for i in (1, 2, 3):
+        cv2.imwrite(str(folder / f"{i:012d}.png"), np.full((HEIGHT, WIDTH, 3), 40 * i, np.uint8))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,20 @@ def bodies(skeleton, count: int = 3, seed: int = 0) -> np.ndarray:
     return joints
 
 
+def files_of(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def write_rows(path: Path, rows: list, **more) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, **more))
+    return str(path)
+
+
+def row_of(image, pose, score=0.5) -> dict:
+    return {"image_id": image, "category_id": 1, "keypoints": flat(pose), "score": score}
+
+
 def flat(pose) -> list:
     return pose.reshape(-1).tolist()
 
@@ -375,6 +389,10 @@ def samples(seed: int = 0) -> dict:
     }
 
 
+RECORDED = {"deeplabcut-h5": "deeplabcut_video.h5", "sleap-h5": "sleap_matlab.h5"}
+"""The sample of a format that `recorded` reads."""
+
+
 def recorded(name: str) -> bytes:
     """A file of `bodies(COCO)` that another tool's own writer made.
 
@@ -402,8 +420,7 @@ def sample_files(names: Sequence[str] = ()) -> list[tuple[str, bytes]]:
     ]
     binary = {
         "npz": ("t.npz", npz_bytes()),
-        "deeplabcut-h5": ("d.h5", recorded("deeplabcut_video.h5")),
-        "sleap-h5": ("s.h5", recorded("sleap_matlab.h5")),
+        **{name: (file, recorded(file)) for name, file in RECORDED.items()},
     }
     return [*found, *(file for name, file in binary.items() if not names or name in names)]
 

@@ -126,11 +126,7 @@ class FileJob:
         source, writer = self.source, self.writer
         to = None if writer.format is None else writer.format.name
         fixed = {**settings, "files": [file.name for file in source.files], "to": to}
-        fixed |= {
-            "columns": source.files[0].columns,
-            "joints": source.skeleton.to_dict(),
-            "content": source.digest(),
-        }
+        fixed |= {"joints": source.skeleton.to_dict(), "columns": source.files[0].columns, "content": source.digest()}
         digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode())
         rows = count = 0
         with Progress("check", None, unit="poses") as progress:
@@ -147,10 +143,9 @@ class FileJob:
         more = len(source.files) - 1
         named = source.path + (f" and {more} more" if more else "")
         form = writer.format
-        if writer.left_out:
-            entries["joints_left_out"] = writer.left_out
-            others = len(writer.left_out) - 6
-            listed = ", ".join(writer.left_out[:6]) + (f" and {others} more" if others > 0 else "")
+        if left_out := writer.left_out:
+            entries["joints_left_out"] = left_out
+            listed = ", ".join(left_out[:6]) + (f" and {len(left_out) - 6} more" if len(left_out) > 6 else "")
             tell(f"joints that {to} has no place for are left out: {listed}")
         tell(f"{named}: {rows} poses ({source.format.name}), with {describe_joints(source.skeleton)}")
         manifest = JobManifest(

@@ -121,7 +121,6 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-@functools.cache
 def compiler_options(platform: str | None = None) -> dict[str, str]:
     """Options for `jax.jit` of programs with a network. On a CPU: XLA's own kernels for matrix products.
 
@@ -129,9 +128,13 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
     docs/scaling.md). Empty on other devices, and if XLA does not know the option. `platform`: that of the devices that the
     program is for; by default jax's own.
     """
+    return _own_products() if (platform or jax.default_backend()) == "cpu" else {}
+
+
+@functools.cache
+def _own_products() -> dict[str, str]:
+    """The options for a CPU, if its XLA knows them: a program is compiled to tell."""
     own_products = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-    if (platform or jax.default_backend()) != "cpu":
-        return {}
     try:
         jax.jit(lambda x: x, compiler_options=own_products).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:

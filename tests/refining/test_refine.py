@@ -448,10 +448,10 @@ def test_killed_job_leaves_no_half_file(people, tmp_path):
     """SIGKILL of a real process amid its work, then the same command: the rest is done, the output is whole."""
     truth, images = people
     detections, out = tmp_path / "d.json", tmp_path / "r.json"
-    detections.write_text(json.dumps(sorted(detections_of(truth) * 4, key=lambda row: row["image_id"])))
+    detections.write_text(json.dumps(sorted(detections_of(truth) * 20, key=lambda row: row["image_id"])))
     parts = out.with_name("r.json.parts")
     command = [sys.executable, "-m", "posefix_jax.cli", "refine", "--detections", str(detections)]
-    command += ["--images", str(images), "--out", str(out), "--batch-size", "8", "--part-rows", "8", "--trust", "0.9"]
+    command += ["--images", str(images), "--out", str(out), "--batch-size", "8", "--part-rows", "16"]
     environment = os.environ | COMPILED
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(parts.glob("*.part")):
@@ -461,7 +461,7 @@ def test_killed_job_leaves_no_half_file(people, tmp_path):
     assert parts.exists() and not out.exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(rows_of(out)) == 24 and not parts.exists()
+    assert len(rows_of(out)) == 120 and not parts.exists()
 
 
 @pytest.mark.parametrize("part", range(4))

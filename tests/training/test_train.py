@@ -12,9 +12,7 @@ import optax
 import pytest
 
 from posefix_jax.core.augment import AugmentConfig
-from posefix_jax.core.joint_sets import COCO
-from posefix_jax.core.models import RefinerSpec
-from posefix_jax.core.synthesis import ERROR_MODELS, PAPER, VARIANTS, make_synthesizer
+from posefix_jax.core.synthesis import ERROR_MODELS, VARIANTS, make_synthesizer
 from posefix_jax.core.train_step import (
     Batch,
     InputConfig,
@@ -34,20 +32,16 @@ from posefix_jax.runtime.checkpoints import (
     save_refiner,
 )
 from posefix_jax.runtime.devices import data_mesh, replicated, split
-from posefix_jax.training.config import Config, DataConfig, load_preset
+from posefix_jax.training.config import Config, DataConfig
 from posefix_jax.training.feed import Feed
 from posefix_jax.training.initial_weights import initial_state
 from posefix_jax.training.interruption import Interruption
 from posefix_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from posefix_jax.training.train import spec_of, train
 from posefix_jax.training.validation import Validator
-from posefix_jax.types import PosefixError, function_in_file, warn_once
+from posefix_jax.types import PosefixError, warn_once
 
 pytestmark = pytest.mark.slow
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-PRESETS = sorted(CONFIGS.glob("*.py"))
-STUDIES = sorted((CONFIGS / "studies").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +185,6 @@ def test_refuses_a_run_of_another_config(config, whole):
 def test_stops_exactly_where_the_loss_is_not_finite(config, monkeypatch):
     """The state before the batch is saved, its people are listed, and the same command reaches it again."""
     broken = dataclasses.replace(config, out=config.out + "-not-finite", log_every=50, save_every=50, validate_every=50)
-    broken = dataclasses.replace(broken, data=dataclasses.replace(broken.data, validation=()))
     asked, next_batch = [], Feed.__next__
 
     def poisoning(feed):
@@ -426,80 +419,6 @@ def test_accumulated_steps_are_one_update_of_their_mean():
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
     expected, _ = alone.update(mean, alone.init(params), params)
     np.testing.assert_allclose(second["kernel"], expected["kernel"], rtol=1e-5)
-
-
-def test_every_preset_says_how_to_run_it():
-    assert len(PRESETS) >= 9 and len(STUDIES) == 2
-    for preset in PRESETS:
-        assert f"posefix train configs/{preset.name}" in preset.read_text()
-    for study in STUDIES:
-        assert f"posefix study configs/studies/{study.name}" in study.read_text()
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_traces(preset):
-    config = load_preset(preset)
-    if config.model.backbone == "resnet152":  # half a minute
-        abstract_variables(RefinerSpec(COCO, config.model, (True,) * 17, config.decode))
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone="resnet50"))
-    assert_traces(config)
-
-
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_every_study_traces(path, tmp_path, monkeypatch):
-    """Every config of it. The paper's error model stands for those that its header fits."""
-    study = function_in_file(path, "study")()
-    monkeypatch.chdir(tmp_path)
-    for name in {error for config in study.configs.values() for error in config.errors if error.endswith(".json")}:
-        assert name in path.read_text()
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text(PAPER.to_json())
-    # Configs that differ in their errors only have the same step: it is traced once, their synthesizers are all made.
-    # Nor does it depend on the backbone: each network is traced on its own.
-    for model, decode in {(config.model, config.decode) for config in study.configs.values()}:
-        abstract_variables(RefinerSpec(COCO, model, (True,) * 17, decode))
-    steps = {
-        dataclasses.replace(
-            config, errors=("posefix",), error_weights=(), model=dataclasses.replace(config.model, backbone="resnet18")
-        )
-        for config in study.configs.values()
-    }
-    for config in study.configs.values():
-        make_synthesizer(config.errors, config.error_weights, COCO)
-    for config in steps:
-        assert_traces(config)
-
-
-def assert_traces(config: Config) -> None:
-    """The whole training step of a config, by shapes alone."""
-    spec = RefinerSpec(COCO, config.model, (True,) * 17, config.decode)
-    optimizer = make_optimizer(config.optimizer, 100)
-    state = jax.eval_shape(lambda: initial_state(dataclasses.replace(config, init=""), spec, optimizer, data_mesh()))
-    b, k = config.data.batch_size, 17
-    shapes = Batch(
-        *(
-            jax.ShapeDtypeStruct((b, *shape), dtype)
-            for shape, dtype in (
-                ((384, 384, 3), jnp.uint8), ((k, 2), jnp.float32), ((k,), bool), ((4, k, 2), jnp.float32),
-                ((4, k), bool), ((4,), jnp.float32), ((), jnp.int32), ((8, k, 2), jnp.float32), ((8, k), bool),
-                ((k, 2), jnp.float32), ((k,), bool), ((4,), jnp.float32),
-                ((), jnp.float32), ((), jnp.float32), ((), jnp.int32), ((), jnp.int32),
-            )
-        )
-    )  # fmt: skip
-    step = make_train_step(
-        spec=spec,
-        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
-        augment=config.augment,
-        inputs=config.inputs,
-        optimizer=optimizer,
-        loss=config.loss,
-        average_decay=config.optimizer.averages,
-        skip_nonfinite=config.skip_nonfinite,
-    )
-    after, metrics = jax.eval_shape(step, state, shapes, jax.random.key(0))
-    assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
-    assert set(metrics) >= {"loss", "heatmap", "coordinate", "ks_input", "ks_output"}
 
 
 def test_starts_from_a_run_on_all_devices(config, whole):
