@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,41 @@ def test_arrays_that_are_mostly_claims_are_refused(tmp_path):
 
     with pytest.raises(PosefixError, match="hardly any are stored"):
         people(opened(tmp_path, changed("sleap_matlab.h5", huge)))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("short", [8, -8])
+def test_chunks_of_another_length_are_refused(packed, short, tmp_path):
+    """HDF5's library reads and writes past the end of one that unpacks to too little, and ends the process."""
+
+    def change(archive):
+        stored = archive["point_scores"]
+        data = bytes(stored[()].nbytes - short)
+        stored.id.write_direct_chunk((0, 0, 0), zlib.compress(data) if packed else data, 0 if packed else 1)
+
+    with pytest.raises(PosefixError, match="point_scores has a chunk of"):
+        people(opened(tmp_path, changed("sleap_matlab.h5", change)))
+
+
+@pytest.mark.parametrize("kind", [None, "gzip"])
+def test_checksums_and_shuffled_bytes_are_read(kind, tmp_path):
+    def change(archive):
+        values, dims = archive["tracks"][()], archive["tracks"].attrs["dims"]
+        del archive["tracks"]
+        stored = archive.create_dataset("tracks", data=values, compression=kind, shuffle=True, fletcher32=True)
+        stored.attrs["dims"] = dims
+
+    found = people(opened(tmp_path, changed("sleap_matlab.h5", change)))
+    np.testing.assert_array_equal(found[0].joints, bodies(COCO)[0])
+
+
+def test_other_compression_is_refused(tmp_path):
+    def change(archive):
+        del archive["point_scores"]
+        archive.create_dataset("point_scores", (2, 17, 4), "f8", compression="lzf")
+
+    with pytest.raises(PosefixError, match="another filter than gzip; write it again without"):
+        people(opened(tmp_path, changed("sleap_matlab.h5", change)))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ with other numbers in it.
 import pickle
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _BROKEN = (
     RuntimeError,
     TypeError,
     ValueError,
+    zlib.error,
 )
 
 
@@ -63,12 +65,12 @@ class Stored:
 
     def read(self, archive: Any, frames: slice) -> np.ndarray:
         """[n, size] the numbers of some frames."""
-        stored = dataset(archive, self.path)
+        stored = archive[self.path]
         values = stored[self.field, frames] if self.field else stored[self._place(frames)]
         return np.asarray(values, np.float64).transpose(self.order).reshape(-1, self.size)
 
     def write(self, archive: Any, frames: slice, values: np.ndarray) -> None:
-        stored = dataset(archive, self.path)
+        stored = archive[self.path]
         values = values.reshape(-1, *self.shape).transpose(np.argsort(self.order).tolist())
         if self.field:
             records = stored[frames]
@@ -241,7 +243,7 @@ def _one_line(path: str, read_as: str) -> Iterator[None]:
 
 
 def dataset(group: Any, name: str) -> Any:
-    """A dataset of the file itself, never of another one to which it leads. Raises ValueError."""
+    """A dataset of the file itself that is safe to read, never of another one to which it leads. Raises ValueError."""
     import h5py
 
     path = [part for part in name.split("/") if part]
@@ -256,7 +258,35 @@ def dataset(group: Any, name: str) -> Any:
         raise ValueError(f"{name} is of an unusual type")
     if inner.nbytes > _PACKED * (inner.id.get_storage_size() + 1024):
         raise ValueError(f"{name} says that it is {inner.nbytes} bytes, of which hardly any are stored")
+    if inner.chunks:
+        _check_chunks(inner)
     return inner
+
+
+def _check_chunks(stored: Any) -> None:
+    """Raises ValueError unless each chunk unpacks to its whole length: HDF5's library reads and writes past the end."""
+    from h5py import h5z
+
+    creation = stored.id.get_create_plist()
+    filters = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
+    if not set(filters) <= {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}:
+        raise ValueError(f"{stored.name} has another filter than gzip")
+    length = int(np.prod(stored.chunks)) * stored.dtype.itemsize
+    chunks: list[Any] = []
+    stored.id.chunk_iter(chunks.append)
+    for chunk in chunks:
+        if chunk.size > 2 * length + 1024:
+            raise ValueError(f"{stored.name} has a chunk of {chunk.size} bytes for {length}")
+        data = stored.id.read_direct_chunk(chunk.chunk_offset)[1][: chunk.size]
+        for place, name in reversed([*enumerate(filters)]):
+            if chunk.filter_mask >> place & 1:
+                continue
+            if name == h5z.FILTER_FLETCHER32:
+                data = data[:-4]
+            elif name == h5z.FILTER_DEFLATE:
+                data = zlib.decompressobj().decompress(data, length + 5)
+        if len(data) != length:
+            raise ValueError(f"{stored.name} has a chunk of {len(data)} bytes for {length}")
 
 
 def is_plain(kind: Any) -> bool:
