@@ -162,7 +162,7 @@ def ours(options: argparse.Namespace) -> dict:
         cost = compiled.cost_analysis()
 
         def limits() -> dict[str, float]:
-            operations, bytes_moved = peak_rates(network.dtype)
+            operations, bytes_moved = peak_rates(config.model.dtype)
             return {"operations": cost["flops"] / operations, "bytes": cost["bytes accessed"] / bytes_moved}
 
         return limits

@@ -7,7 +7,8 @@
 The figures are the compiler's model, not measurements: `estimated_cycles` of each instruction, summed without regard to
 what runs at the same time, and its count of operations and bytes. They serve to compare formulations. An instruction to
 which the compiler gives no estimate is counted under `without_estimate`, with its bytes: a gather is one, and may take
-longer than everything else. `--batch` is per chip. The training step is the one that `posefix train` builds.
+longer than everything else. `--batch` is per chip. The training step is the one that `posefix train` builds. `--plain`
+leaves out some of our formulations for TPUs, to see what each is worth.
 """
 
 import argparse
@@ -36,7 +37,7 @@ FILES = {
     "optax": "optimizer and state",
 }
 """The part of a step that a source file is, by a part of its path."""
-FUNCTIONS = {"warp": "crop", "tap": "crop"}
+FUNCTIONS = {"warp_by_pixel": "crop", "tap": "crop", "warp_in_passes": "crop", "weights": "crop"}
 """The same for some functions, before their files."""
 
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--input", default="256x192")
     parser.add_argument("--batch", type=int, default=None, help="people a chip: 32 to train, 128 to refine")
     parser.add_argument("--patch", type=int, default=384)
+    parser.add_argument("--plain", nargs="+", default=[], choices=("crop", "stem", "1x1", "depthwise"))
     parser.add_argument("--hlo", default=None, help="a file for the compiled program's text")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
@@ -62,6 +64,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     from measure import write_result
 
+    leave_out(options.plain)
     mesh = mesh_of(options.topology)
     batch = options.batch or {"train": 32, "refine": 128}[options.what]
     lowered = {"train": lower_training, "refine": lower_refinement}[options.what](options, mesh, batch)
@@ -86,6 +89,43 @@ def main() -> None:
     figures["compile_s"] = round(seconds)
     device = f"{mesh.size} x {kind} ({options.topology}), modelled by libtpu {version('libtpu')}"
     write_result("tpu", {"device": device, "what": options.what, "batch_per_chip": batch, **figures})
+
+
+def leave_out(formulations: list[str]) -> None:
+    """Puts in their place what other accelerators run."""
+    import jax
+    import jax.numpy as jnp
+
+    from posefix_jax.core import augment
+    from posefix_jax.core.models import layers
+
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def drawn(x, maps, kernel, offset):
+        pad = (kernel.shape[0] - 1) // 2
+        x = jnp.concatenate([x, maps.drawn().astype(x.dtype)], axis=-1)
+        pads = [(pad - offset, pad + offset)] * 2
+        return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (2, 2), pads, dimension_numbers=numbers)
+
+    def grouped(x, kernel, stride, offset):
+        kernel, pads, groups = kernel[:, :, None], [(1 - offset, 1 + offset)] * 2, x.shape[-1]
+        strides = (stride, stride)
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, pads, dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    plain = {
+        "crop": (augment, "warp_in_passes", augment.warp_by_pixel),
+        "stem": (layers, "conv_in_blocks", drawn),
+        "1x1": (
+            layers,
+            "pointwise_conv",
+            lambda x, kernel, stride: layers.pixelwise(x[:, ::stride, ::stride], kernel[0, 0]),
+        ),
+        "depthwise": (layers, "depthwise_conv_in_full", grouped),
+    }
+    for name in formulations:
+        setattr(*plain[name])
 
 
 def mesh_of(topology: str):

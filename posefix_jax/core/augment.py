@@ -3,6 +3,7 @@
 Every draw takes a traced `strength`: 1 for the config's full range, less for a part of it.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -88,12 +89,20 @@ def random_crop_affine(
 
 
 def warp(patch: UInt8[Array, "P Q 3"], affine: Float[Array, "2 3"], crop_hw: tuple[int, int]) -> Float[Array, "H W 3"]:
-    """A bilinear crop of a patch, 0..255, black outside.
+    """A bilinear crop of a patch, 0..255, black outside. The formulation depends on the backend: see `warp_in_passes`.
 
     Args:
       affine: patch to crop pixels, invertible.
       crop_hw: static.
     """
+    pixels, passes = (functools.partial(by, crop_hw=crop_hw) for by in (warp_by_pixel, warp_in_passes))
+    return jax.lax.platform_dependent(patch, affine, tpu=passes, default=pixels)
+
+
+def warp_by_pixel(
+    patch: UInt8[Array, "P Q 3"], affine: Float[Array, "2 3"], crop_hw: tuple[int, int]
+) -> Float[Array, "H W 3"]:
+    """`warp` as four gathers."""
     height, width = patch.shape[:2]
     inverse = geometry.invert_affine(affine, xp=jnp)
     rows, columns = jnp.meshgrid(
@@ -117,6 +126,36 @@ def warp(patch: UInt8[Array, "P Q 3"], affine: Float[Array, "2 3"], crop_hw: tup
         + tap(left, top + 1, (1 - u) * v)
         + tap(left + 1, top + 1, u * v)
     )
+
+
+def warp_in_passes(
+    patch: UInt8[Array, "P P 3"], affine: Float[Array, "2 3"], crop_hw: tuple[int, int]
+) -> Float[Array, "H W 3"]:
+    """`warp` for TPUs: two matrix products, along the rows of the patch and then along the columns of the crop.
+
+    As Catmull and Smith, SIGGRAPH 1980, with linear weights in bfloat16; beyond 45 degrees rows and columns change
+    places. A crop that is not rotated is bilinear up to the rounding of the weights. In a rotated one the second pass
+    interpolates between two rows along the line that becomes a column of the crop, not straight down.
+    """
+    height, width = crop_hw
+    inverse = geometry.invert_affine(affine, xp=jnp)
+    turned = jnp.abs(inverse[1, 1]) < jnp.abs(inverse[1, 0])
+    patch = patch.astype(jnp.float32)
+    patch = jnp.where(turned, patch.transpose(1, 0, 2), patch)
+    (a, b, c), (d, e, f) = jnp.where(turned, inverse[::-1], inverse)
+
+    def weights(position):
+        """[lines, P, positions]"""
+        lines = jnp.arange(patch.shape[0], dtype=jnp.float32)[None, :, None]
+        return jnp.maximum(1 - jnp.abs(lines - position[:, None, :]), 0)
+
+    row = jnp.arange(patch.shape[0], dtype=jnp.float32)[:, None]
+    u = jnp.arange(-(-width // 128) * 128, dtype=jnp.float32)[
+        None
+    ]  # in whole lanes the first product is three times faster
+    along = jnp.einsum("ric,riu->rcu", patch, weights(a * u + b * (row - d * u - f) / e + c))[:, :, :width]
+    u, v = jnp.arange(width, dtype=jnp.float32)[:, None], jnp.arange(height, dtype=jnp.float32)[None]
+    return jnp.einsum("rcu,urv->vuc", along, weights(d * u + e * v + f))
 
 
 def random_color(

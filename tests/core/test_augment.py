@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from posefix_jax.core import geometry
-from posefix_jax.core.augment import AugmentConfig, random_crop_affine, random_erase, warp
+from posefix_jax.core.augment import (
+    AugmentConfig,
+    random_crop_affine,
+    random_erase,
+    warp,
+    warp_by_pixel,
+    warp_in_passes,
+)
 from posefix_jax.types import PosefixError
 
 
@@ -19,6 +26,55 @@ def test_warp_is_opencv_s():
     theirs = cv2.warpAffine(patch.astype(np.float32), affine, (64, 64), flags=cv2.INTER_LINEAR)
     # OpenCV rounds coordinates to 1/32 pixel.
     assert np.abs(np.asarray(ours) - theirs).mean() < 1 and np.percentile(np.abs(ours - theirs), 99) < 4
+
+
+@functools.cache
+def formulations():
+    return jax.jit(
+        lambda patch, affine: (warp_by_pixel(patch, affine, (64, 48)), warp_in_passes(patch, affine, (64, 48)))
+    )
+
+
+def turned_crop(degrees: float, scale: float, *, mirror: bool) -> np.ndarray:
+    """The affine of a crop that lies partly outside a patch of 96 pixels."""
+    box = np.array([-12.0, 20.0, 48 * scale, 64 * scale])
+    affine = geometry.crop_affine(box, (64, 48), frame="unbiased", rotation=np.deg2rad(degrees), mirror=mirror)
+    return np.asarray(affine, np.float32)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("scale", [0.4, 1.0, 1.7])
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_both_warps_are_one_at_right_angles(degrees, scale, mirror):
+    patch = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    pixels, passes = formulations()(patch, turned_crop(degrees, scale, mirror=mirror))
+    np.testing.assert_allclose(passes, pixels, atol=0.01)
+    assert np.ptp(pixels) > 200
+
+
+@pytest.mark.parametrize("degrees", [3, 30, 44, 46, 80, -60, 135, -170])
+def test_both_warps_see_the_same_ramp(degrees):
+    """The two passes go along other lines between the pixels; a surface without curvature tells no difference."""
+    y, x = np.mgrid[:96, :96]
+    patch = np.stack([x + y, 2 * x, 190 - 2 * y], -1).astype(np.uint8)
+    affine = turned_crop(degrees, 1.0, mirror=degrees > 0)
+    pixels, passes = formulations()(patch, affine)
+    back = geometry.invert_affine(affine)
+    there = geometry.apply_affine(back, np.stack(np.meshgrid(np.arange(48.0), np.arange(64.0)), -1))
+    within = ((there >= 1) & (there <= 94)).all(-1)
+    assert within.mean() > 0.4
+    np.testing.assert_allclose(np.asarray(passes)[within], np.asarray(pixels)[within], atol=0.01)
+    outside = ((there < -2) | (there > 97)).any(-1)
+    assert outside.any() and not np.asarray(passes)[outside].any()
+
+
+@pytest.mark.parametrize(("degrees", "most"), [(10, 0.1), (35, 0.6)])
+def test_the_warps_differ_little(degrees, most):
+    """In grey levels, on a patch of full contrast and about as sharp as photographs. docs/scaling.md has real ones."""
+    noise = np.random.default_rng(0).normal(size=(96, 96, 3))
+    patch = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.5), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    pixels, passes = formulations()(patch, turned_crop(degrees, 1.0, mirror=False))
+    assert 0.01 < np.abs(np.asarray(passes) - pixels).mean() < most
 
 
 def test_points_move_with_the_pixels():

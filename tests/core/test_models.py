@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from posefix_jax.core.models.cpu_kernels import (
 )
 from posefix_jax.core.models.layers import Conv, depthwise_conv, transposed_conv
 from posefix_jax.core.models.network import BACKBONES
+from posefix_jax.core.models.tpu_kernels import conv_in_blocks, depthwise_conv_in_full
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 
@@ -96,8 +98,31 @@ def test_a_pose_is_convolved_as_if_its_maps_were_drawn(kernel, stride, offset):
         np.testing.assert_allclose(ours, plain, atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "offset"), [(7, 0), (7, 1), (3, 0), (3, 1)])
+def test_a_stem_in_blocks_is_the_plain_one(size, offset):
+    """Values and the gradients to everything."""
+    image = jax.random.normal(jax.random.key(0), (2, 16, 12, 3))
+    maps = heatmaps.SeparableMaps(*(jax.random.normal(jax.random.key(n), (2, n, 4)) for n in (16, 12)))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, 7, 5))
+    weight = jax.random.normal(jax.random.key(2), (2, 8, 6, 5))
+    pad = (size - 1) // 2
+
+    def plain(image, maps, kernel):
+        drawn = jnp.concatenate([image, maps.drawn()], axis=-1)
+        around = [(pad - offset, pad + offset)] * 2
+        return jax.lax.conv_general_dilated(drawn, kernel, (2, 2), around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def outcome(f):
+        gradients = jax.grad(lambda *inputs: (f(*inputs) * weight).sum(), (0, 1, 2))(image, maps, kernel)
+        return jax.tree.leaves((f(image, maps, kernel), gradients))
+
+    in_blocks = functools.partial(conv_in_blocks, offset=offset)
+    for ours, theirs in zip(outcome(in_blocks), outcome(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
 @pytest.mark.parametrize(("stride", "offset"), [(1, 0), (2, 0), (2, 1)])
-def test_depthwise_conv_by_shift_is_the_grouped_one(stride, offset):
+def test_depthwise_conv_is_the_grouped_one(stride, offset):
     """Values and both gradients."""
     x = jax.random.normal(jax.random.key(0), (2, 6, 8, 5))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 5))
@@ -116,11 +141,10 @@ def test_depthwise_conv_by_shift_is_the_grouped_one(stride, offset):
     def outcome(f):
         return f(x, kernel), *jax.grad(lambda x, k: (f(x, k) * weight).sum(), (0, 1))(x, kernel)
 
-    def by_shift(x, kernel):
-        return depthwise_conv_by_shift(x, kernel, stride, offset)
-
-    for ours, theirs in zip(outcome(by_shift), outcome(grouped), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    for formulation in (depthwise_conv_by_shift, depthwise_conv_in_full):
+        found = outcome(lambda x, kernel, formulation=formulation: formulation(x, kernel, stride, offset))
+        for ours, theirs in zip(found, outcome(grouped), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
     np.testing.assert_allclose(depthwise_conv(x, kernel, stride, offset), grouped(x, kernel), atol=1e-4)
 
 
