@@ -1,6 +1,6 @@
 """Each formulation for XLA:CPU against XLA's own: alone at a network's shapes, and in whole networks.
 
-    python benchmarks/formulations.py [--write] [--networks]
+    python benchmarks/formulations.py [--write] [--networks | --warps IMAGES]
 
 Seconds with XLA's own formulation over seconds with ours: above 1, ours is faster. Both run alternately; the result is
 the median of the rounds, with the spread. Alone: the outcome, and the outcome with gradients to input and weights.
@@ -8,14 +8,19 @@ the median of the rounds, with the spread. Alone: the outcome, and the outcome w
 batch 8, with one formulation at a time replaced by XLA's own; `of_processor_time` is the ratio of the processor's
 seconds, which other programs on the machine disturb less. A formulation stays if it gains 5% alone and in a network:
 run both when jax changes.
+
+`--warps IMAGES`: how far the crop of a TPU lies from that of other devices, in grey levels, on up to 100 photographs of a
+folder, each cut to a patch of 384 px, under random augmentation. In float32: a TPU's bfloat16 weights come on top.
 """
 
 import contextlib
 import functools
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +28,7 @@ from measure import seconds, write_result
 
 from posefix_jax.cli import use_huge_pages
 from posefix_jax.core import heatmaps
+from posefix_jax.core.augment import AugmentConfig, random_crop_affine, warp_by_pixel, warp_in_passes
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import ModelConfig, RefinerSpec, cpu_kernels, layers
 from posefix_jax.core.models.cpu_kernels import (
@@ -185,6 +191,7 @@ def compare_in(make, names, rounds: int = 9) -> dict:
     """The ratio of each formulation within a network."""
 
     def compiled(name: str | None):
+        jax.clear_caches()  # a layer is traced once per shape
         with mock.patch.object(*OWN[name]) if name else contextlib.nullcontext():
             function, arguments = make()
             program = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
@@ -210,9 +217,35 @@ def compare_in(make, names, rounds: int = 9) -> dict:
     return found
 
 
+def compare_warps(folder: Path) -> dict:
+    """Mean difference, and the share of pixels that differ by more than half a grey level."""
+    both = jax.jit(
+        lambda patch, affine: (warp_by_pixel(patch, affine, (256, 192)), warp_in_passes(patch, affine, (256, 192)))
+    )
+    box, found = jnp.asarray([96.0, 64.0, 192.0, 256.0]), []
+    for i, path in enumerate(sorted(folder.glob("*.jpg"))[:100]):
+        picture = cv2.imread(str(path))
+        side = min(picture.shape[:2])
+        patch = cv2.resize(picture[:side, :side], (384, 384), interpolation=cv2.INTER_AREA)
+        affine, _, _ = random_crop_affine(jax.random.key(i), box, AugmentConfig(), (256, 192))
+        pixels, passes = both(patch, affine)
+        difference = np.abs(np.asarray(pixels) - passes)
+        angle = abs(np.degrees(np.arctan2(affine[1, 0], affine[1, 1])))
+        found.append((angle, difference.mean(), (difference > 0.5).mean()))
+    angle, mean, share = np.transpose(found)
+
+    def of(chosen):
+        figures = {"crops": int(chosen.sum()), "mean": mean[chosen].mean(), "share_above_half": share[chosen].mean()}
+        return {name: round(float(value), 4) for name, value in figures.items()}
+
+    return {"not rotated": of(angle < 0.01), "rotated": of(angle >= 0.01), "largest mean": round(float(mean.max()), 2)}
+
+
 if __name__ == "__main__":
     use_huge_pages()
-    if "--networks" in sys.argv:
+    if "--warps" in sys.argv:
+        write_result("formulations", {"warps": compare_warps(Path(sys.argv[sys.argv.index("--warps") + 1]))})
+    elif "--networks" in sys.argv:
         write_result("formulations", {name: compare_in(*case) for name, case in NETWORKS.items()})
     else:
         write_result("formulations", {name: compare(*case) for name, case in CASES.items()})
