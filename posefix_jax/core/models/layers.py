@@ -63,7 +63,6 @@ class Conv(nn.Module):
         return _convolved(x, kernel.astype(self.dtype), self.stride, self.offset)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))  # traced once per shape, however many layers have that shape
 def _convolved(x, kernel, stride: int, offset: int):
     size = kernel.shape[0]
     pad = (size - 1) // 2
@@ -149,7 +148,6 @@ def transposed_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C D"])
     return jax.lax.platform_dependent(x, kernel, cpu=transposed_conv_by_phase, default=native)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
 def depthwise_conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C"], stride: int, offset: int = 0
 ) -> Float[Array, "B h w C"]:
