@@ -90,40 +90,15 @@ def model_of(options: argparse.Namespace, compute_dtype: str = "auto"):
     return ModelConfig("resnet50", compute_dtype=compute_dtype)
 
 
-def mesh_of(devices):
-    from jax.sharding import AxisType, Mesh
-
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
-
-
-def training(options: argparse.Namespace, mesh, compute_dtype: str = "auto") -> tuple:
-    """The step that `posefix train` builds, and a state made on the host, so that it is the same on every device."""
-    import jax
-
-    from posefix_jax.core.joint_sets import COCO
-    from posefix_jax.core.models import RefinerSpec
-    from posefix_jax.core.synthesis import make_synthesizer
-    from posefix_jax.training.config import Config
-    from posefix_jax.training.initial_weights import initial_state
-    from posefix_jax.training.optimizer import make_optimizer
-    from posefix_jax.training.train import jitted_step
-
-    config = Config(model=model_of(options, compute_dtype))
-    spec = RefinerSpec(COCO, config.model, (True,) * 17)
-    optimizer = make_optimizer(config.optimizer, 1000)
-    state = jax.tree.map(np.asarray, initial_state(config, spec, optimizer, mesh_of(jax.devices("cpu")[:1])))
-    step = jitted_step(config, spec, make_synthesizer(config.errors, config.error_weights, COCO), optimizer, mesh)
-    return step, state
-
-
 def correct(options: argparse.Namespace) -> None:
     """One training step and one refinement, from the same state and random key, on the CPU and on the accelerator."""
     import jax
     from measure import write_result
-    from train_step import random_batch
+    from train_step import random_batch, training
 
     from posefix_jax.core.refine_step import make_refine_step
     from posefix_jax.runtime.checkpoints import load_refiner
+    from posefix_jax.runtime.devices import data_mesh
 
     variables, packaged = load_refiner()
     variables = jax.tree.map(np.asarray, variables)
@@ -134,7 +109,8 @@ def correct(options: argparse.Namespace) -> None:
 
     def outcome(device, dtype: str, precision: str | None) -> tuple[dict, np.ndarray]:
         with jax.default_device(device), jax.default_matmul_precision(precision):
-            step, state = training(options, mesh_of([device]), dtype)
+            step, state_on = training(model_of(options, dtype), data_mesh([device]))
+            state = jax.tree.map(np.asarray, state_on(data_mesh(jax.devices("cpu")[:1])))  # the same on both
             metrics = step(state, random_batch(4), jax.random.key(0))[1]
             spec = replace(packaged, model=replace(packaged.model, compute_dtype=dtype))
             refined = jax.jit(make_refine_step(spec.network().apply, spec))(variables, crops, xy, present)
@@ -155,19 +131,18 @@ def correct(options: argparse.Namespace) -> None:
 def step(options: argparse.Namespace) -> None:
     """The training step as `posefix train` builds it, by people a device."""
     import jax
-    from measure import seconds, write_result
-    from train_step import random_batch
+    from measure import memory_GiB, seconds, write_result
+    from train_step import random_batch, training
 
-    from posefix_jax.runtime.devices import replicated, split
+    from posefix_jax.runtime.devices import data_mesh, replicated, split
 
-    mesh = mesh_of(jax.devices())
+    mesh = data_mesh()
     root = jax.device_put(jax.random.key(0), replicated(mesh))
     for each in (2,) if options.small else (32, 128, 256):
-        train, state = training(options, mesh)
-        state = jax.device_put(state, replicated(mesh))
+        train, state_on = training(model_of(options), mesh)
+        state = state_on(mesh)
         batch = jax.device_put(random_batch(each * mesh.size), split(mesh))
         compiled = train.lower(state, batch, root).compile()
-        memory = compiled.memory_analysis()
 
         def run(compiled=compiled, batch=batch):
             nonlocal state
@@ -178,7 +153,6 @@ def step(options: argparse.Namespace) -> None:
         run()
         with jax.transfer_guard("disallow"):  # raises at any copy between host and device
             times = seconds(run)
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         write_result(
             "accelerator",
             {
@@ -187,7 +161,7 @@ def step(options: argparse.Namespace) -> None:
                 "batch_per_device": each,
                 "people_per_s_and_device": short(5 * each / float(np.median(times))),
                 "spread_ms": [short(1e3 * t / 5) for t in (min(times), max(times))],
-                "memory_GiB": short((held + memory.temp_size_in_bytes) / 2**30),
+                "memory_GiB": short(memory_GiB(compiled)),
                 "transfers": "none",
             },
         )

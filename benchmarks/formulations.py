@@ -31,6 +31,7 @@ from posefix_jax.core import heatmaps
 from posefix_jax.core.augment import AugmentConfig, random_crop_affine, warp_by_pixel, warp_in_passes
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import ModelConfig, RefinerSpec, cpu_kernels, layers
+from posefix_jax.core.models.convolution import conv, depthwise
 from posefix_jax.core.models.cpu_kernels import (
     depthwise_conv_by_shift,
     pixelwise,
@@ -52,22 +53,11 @@ def undrawn(xy, kernel):
 
 
 def drawn(xy, kernel):
-    pads = [(3, 3), (3, 3)]
-    return jax.lax.conv_general_dilated(_pose(xy).drawn(), kernel, (2, 2), pads, dimension_numbers=NHWC)
+    return conv(_pose(xy).drawn(), kernel, 2)
 
 
 def _pose(xy):
     return jax.vmap(lambda one: heatmaps.gaussians(one, jnp.ones(17, bool), crop_hw=(256, 192), sigma=7.0))(xy)
-
-
-def conv(x, kernel, groups=1):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), [(kernel.shape[0] // 2,) * 2] * 2, dimension_numbers=NHWC, feature_group_count=groups
-    )
-
-
-def depthwise(x, kernel):
-    return conv(x, kernel[:, :, None], groups=x.shape[-1])
 
 
 CASES = {
@@ -117,16 +107,7 @@ def compare(ours, own, sample: tuple, kernel: tuple) -> dict:
 
 
 def conv_of_drawn(maps, kernel, stride, offset=0, dtype=jnp.float32):
-    pad = (kernel.shape[0] - 1) // 2
-    pads = [(pad - offset, pad + offset)] * 2
-    return jax.lax.conv_general_dilated(maps.drawn(), kernel, (stride, stride), pads, dimension_numbers=NHWC)
-
-
-def grouped_conv(x, kernel, stride, offset=0):
-    pads = [(1 - offset, 1 + offset)] * 2
-    return jax.lax.conv_general_dilated(
-        x, kernel[:, :, None], (stride, stride), pads, dimension_numbers=NHWC, feature_group_count=x.shape[-1]
-    )
+    return conv(maps.drawn(), kernel, stride, offset)
 
 
 OWN = {
@@ -139,7 +120,7 @@ OWN = {
         "transposed_conv",
         functools.partial(jax.lax.conv_transpose, strides=(2, 2), padding="SAME", dimension_numbers=NHWC),
     ),
-    "depthwise": (layers, "depthwise_conv", grouped_conv),
+    "depthwise": (layers, "depthwise_conv", depthwise),
 }
 """formulation: what to replace, and XLA's own"""
 
@@ -191,7 +172,7 @@ def compare_in(make, names, rounds: int = 9) -> dict:
     """The ratio of each formulation within a network."""
 
     def compiled(name: str | None):
-        jax.clear_caches()  # a layer is traced once per shape
+        jax.clear_caches()  # Winograd's products are traced once per shape
         with mock.patch.object(*OWN[name]) if name else contextlib.nullcontext():
             function, arguments = make()
             program = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()

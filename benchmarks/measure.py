@@ -35,6 +35,13 @@ def peak_rates(dtype: DTypeLike) -> tuple[float, float]:
     return operations, 2 * large.nbytes / min(seconds(lambda: copy(large), repeats=3))
 
 
+def memory_GiB(program: jax.stages.Compiled) -> float:
+    """What a compiled program needs of one device: arguments, results and temporary arrays, donated ones once."""
+    memory = program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return (held + memory.temp_size_in_bytes) / 2**30
+
+
 def _bare(argument: str) -> str:
     """A path's last two parts: results are read on other machines."""
     return "/".join(Path(argument).parts[-2:]) if "/" in argument else argument

@@ -17,44 +17,32 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import numpy as np
 from measure import write_result
+from train_step import batch_shapes
 
 from posefix_jax.cli import use_huge_pages
 from posefix_jax.core.augment import AugmentConfig
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import ModelConfig, RefinerSpec
 from posefix_jax.core.synthesis import make_synthesizer
-from posefix_jax.core.train_step import Batch, InputConfig, make_train_step
+from posefix_jax.core.train_step import InputConfig
 from posefix_jax.data.pipeline import People, to_arrays
 from posefix_jax.runtime.checkpoints import Checkpointer
-from posefix_jax.runtime.devices import data_mesh, replicated, split
+from posefix_jax.runtime.devices import data_mesh
 from posefix_jax.training.config import Config, DataConfig
 from posefix_jax.training.feed import Feed
 from posefix_jax.training.initial_weights import initial_state
 from posefix_jax.training.optimizer import OptimizerConfig, make_optimizer
+from posefix_jax.training.train import jitted_step
 
 TINY = ModelConfig("resnet18", width=16, head_channels=32, crop_hw=(128, 96), pose_sigma=3.5)
 BATCH, STEPS = 32, 20
 
 
 def build(config: Config, spec: RefinerSpec, mesh):
-    """Optimizer and jitted step of a run over the mesh, jitted as in `posefix train`."""
+    """Optimizer and jitted step of a run over the mesh, as in `posefix train`."""
     optimizer = make_optimizer(config.optimizer, 1000)
-    step = make_train_step(
-        spec=spec,
-        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
-        augment=config.augment,
-        inputs=config.inputs,
-        optimizer=optimizer,
-        average_decay=config.optimizer.averages,
-    )
-    everywhere, parts = replicated(mesh), split(mesh)
-    jitted = jax.jit(
-        step,
-        in_shardings=(everywhere, parts, everywhere),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
-    )
-    return optimizer, jitted
+    synthesize = make_synthesizer(config.errors, config.error_weights, spec.skeleton)
+    return optimizer, jitted_step(config, spec, synthesize, optimizer, mesh)
 
 
 def per_step(state, step, batches, steps=STEPS) -> tuple[float, object]:
@@ -76,10 +64,9 @@ def speed(prepared: str) -> dict:
     config = Config(data=data, model=TINY, augment=AugmentConfig(shift=0.04, colour=0.2))
     spec = RefinerSpec(people.skeleton, TINY, (True,) * people.skeleton.num_joints)
     figures = {"network": f"resnet18/4 {TINY.crop_hw}", "batch": BATCH, "patch": people.patch}
-    whole = data_mesh()
     seconds = {}
     for devices in (1, 8):
-        mesh = jax.sharding.Mesh(whole.devices[:devices], ("data",), axis_types=whole.axis_types)
+        mesh = data_mesh(jax.devices()[:devices])
         optimizer, step = build(config, spec, mesh)
         state = initial_state(config, spec, optimizer, mesh)
         feed = Feed(mesh, people, data, seed=0, start=0)
@@ -121,27 +108,7 @@ def size(network: str, crop: str, batch: int) -> dict:
     mesh = data_mesh()
     optimizer, step = build(config, spec, mesh)
     state = jax.eval_shape(lambda: initial_state(config, spec, optimizer, mesh))
-    joints, patch, b = 17, 384, batch * mesh.size
-    row = Batch(
-        patch=np.zeros((patch, patch, 3), np.uint8),
-        patch_xy=np.zeros((joints, 2), np.float32),
-        labelled=np.zeros(joints, bool),
-        others_xy=np.zeros((4, joints, 2), np.float32),
-        others_labelled=np.zeros((4, joints), bool),
-        others_area=np.ones(4, np.float32),
-        overlap=np.int32(0),
-        detected_xy=np.zeros((8, joints, 2), np.float32),
-        detected=np.zeros((8, joints), bool),
-        pseudo_xy=np.zeros((joints, 2), np.float32),
-        pseudo=np.zeros(joints, bool),
-        box=np.zeros(4, np.float32),
-        area=np.float32(0),
-        weight=np.float32(0),
-        sample=np.int32(0),
-        epoch=np.int32(0),
-    )
-    shapes = jax.tree.map(lambda field: jax.ShapeDtypeStruct((b, *np.shape(field)), field.dtype), row)
-    compiled = step.lower(state, shapes, jax.random.key(0)).compile()
+    compiled = step.lower(state, batch_shapes(batch * mesh.size), jax.random.key(0)).compile()
     memory = compiled.memory_analysis()
     carried = reduced_bytes(compiled.as_text())
     ideal = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))

@@ -62,7 +62,7 @@ def main() -> None:
         "TPU_WORKER_HOSTNAMES": "localhost",
     }.items():
         os.environ.setdefault(name, value)
-    from measure import write_result
+    from measure import memory_GiB, write_result
 
     leave_out(options.plain)
     mesh = mesh_of(options.topology)
@@ -76,7 +76,7 @@ def main() -> None:
         with open(options.hlo, "w") as file:
             file.write(text)
     figures = read_program(text)
-    cost, memory = program.cost_analysis(), program.memory_analysis()
+    cost = program.cost_analysis()
     figures["operations"] = cost["flops"]
     figures["bytes_accessed"] = cost["bytes accessed"]
     if kind in CLOCK:
@@ -84,45 +84,36 @@ def main() -> None:
         figures["modelled_ms"] = round(1e3 * modelled, 2)
         figures["share_of_peak"] = round(cost["flops"] / PEAK[kind] / modelled, 3)
         figures["people_per_s_and_chip"] = round(batch / modelled)
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    figures["memory_GiB"] = round((held + memory.temp_size_in_bytes) / 2**30, 2)
+    figures["memory_GiB"] = round(memory_GiB(program), 2)
     figures["compile_s"] = round(seconds)
     device = f"{mesh.size} x {kind} ({options.topology}), modelled by libtpu {version('libtpu')}"
     write_result("tpu", {"device": device, "what": options.what, "batch_per_chip": batch, **figures})
 
 
 def leave_out(formulations: list[str]) -> None:
-    """Puts in their place what other accelerators run."""
-    import jax
+    """Puts in their place what other accelerators run, or the plain operation."""
     import jax.numpy as jnp
 
     from posefix_jax.core import augment
     from posefix_jax.core.models import layers
+    from posefix_jax.core.models.convolution import conv, depthwise
 
-    numbers = ("NHWC", "HWIO", "NHWC")
+    convolved = layers.Conv._convolved
 
     def drawn(x, maps, kernel, offset):
-        pad = (kernel.shape[0] - 1) // 2
         x = jnp.concatenate([x, maps.drawn().astype(x.dtype)], axis=-1)
-        pads = [(pad - offset, pad + offset)] * 2
-        return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (2, 2), pads, dimension_numbers=numbers)
+        return conv(x, kernel.astype(x.dtype), 2, offset)
 
-    def grouped(x, kernel, stride, offset):
-        kernel, pads, groups = kernel[:, :, None], [(1 - offset, 1 + offset)] * 2, x.shape[-1]
-        strides = (stride, stride)
-        return jax.lax.conv_general_dilated(
-            x, kernel, strides, pads, dimension_numbers=numbers, feature_group_count=groups
-        )
+    def by_products(self, x, kernel):
+        if self.kernel > 1:
+            return convolved(self, x, kernel)
+        return layers.pixelwise(x[:, :: self.stride, :: self.stride], kernel[0, 0].astype(self.dtype))
 
     plain = {
         "crop": (augment, "warp_in_passes", augment.warp_by_pixel),
         "stem": (layers, "conv_in_blocks", drawn),
-        "1x1": (
-            layers,
-            "pointwise_conv",
-            lambda x, kernel, stride: layers.pixelwise(x[:, ::stride, ::stride], kernel[0, 0]),
-        ),
-        "depthwise": (layers, "depthwise_conv_in_full", grouped),
+        "1x1": (layers.Conv, "_convolved", by_products),
+        "depthwise": (layers, "depthwise_conv_in_full", depthwise),
     }
     for name in formulations:
         setattr(*plain[name])
@@ -130,36 +121,23 @@ def leave_out(formulations: list[str]) -> None:
 
 def mesh_of(topology: str):
     """The mesh of a topology that need not be there."""
-    import numpy as np
     from jax.experimental import topologies
-    from jax.sharding import AxisType, Mesh
 
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    return Mesh(np.array(devices).reshape(-1), ("data",), axis_types=(AxisType.Auto,))
+    from posefix_jax.runtime.devices import data_mesh
+
+    return data_mesh(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 
 def lower_training(options, mesh, batch: int):
     """The step as `posefix train` builds it, for people of COCO with the paper's errors."""
     import jax
-    from train_step import random_batch
+    from train_step import batch_shapes, training
 
-    from posefix_jax.core.joint_sets import COCO
-    from posefix_jax.core.models import RefinerSpec
-    from posefix_jax.core.synthesis import make_synthesizer
     from posefix_jax.runtime.devices import data_mesh
-    from posefix_jax.training.config import Config
-    from posefix_jax.training.initial_weights import initial_state
-    from posefix_jax.training.optimizer import make_optimizer
-    from posefix_jax.training.train import jitted_step
 
-    config = Config(model=model_of(options, options.backbone or "resnet50"))
-    spec = RefinerSpec(COCO, config.model, (True,) * 17)
-    optimizer = make_optimizer(config.optimizer, 1000)
-    state = jax.eval_shape(lambda: initial_state(config, spec, optimizer, data_mesh()))
-    one = jax.eval_shape(lambda: random_batch(1, options.patch))
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch * mesh.size, *leaf.shape[1:]), leaf.dtype), one)
-    step = jitted_step(config, spec, make_synthesizer(config.errors, config.error_weights, COCO), optimizer, mesh)
-    return step.lower(state, shapes, jax.random.key(0))
+    step, state_on = training(model_of(options, options.backbone or "resnet50"), mesh)
+    state = jax.eval_shape(lambda: state_on(data_mesh()))
+    return step.lower(state, batch_shapes(batch * mesh.size, options.patch), jax.random.key(0))
 
 
 def lower_refinement(options, mesh, batch: int):

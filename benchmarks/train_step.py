@@ -6,19 +6,22 @@ The limit is 5%. The step without them is the same step on samples prepared in a
 """
 
 import sys
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from measure import seconds, write_result
 
 from posefix_jax.cli import use_huge_pages
 from posefix_jax.core.augment import AugmentConfig
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import ModelConfig, RefinerSpec
-from posefix_jax.core.synthesis import PAPER, from_model
+from posefix_jax.core.synthesis import PAPER, from_model, make_synthesizer
 from posefix_jax.core.train_step import (
     Batch,
     InputConfig,
+    TrainState,
     make_train_step,
     make_training_pose,
     make_update_step,
@@ -28,6 +31,7 @@ from posefix_jax.runtime.devices import compiler_options, data_mesh
 from posefix_jax.training.config import Config
 from posefix_jax.training.initial_weights import initial_state
 from posefix_jax.training.optimizer import make_optimizer
+from posefix_jax.training.train import jitted_step
 
 
 def random_batch(size: int, patch: int = 384, joints: int = 17, others: int = 4) -> Batch:
@@ -51,6 +55,22 @@ def random_batch(size: int, patch: int = 384, joints: int = 17, others: int = 4)
         sample=np.arange(size, dtype=np.int32),
         epoch=np.zeros(size, np.int32),
     )
+
+
+def batch_shapes(size: int, patch: int = 384) -> Batch:
+    """The shapes and dtypes of a batch."""
+    one = jax.eval_shape(lambda: random_batch(1, patch))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), one)
+
+
+def training(model: ModelConfig, mesh: Mesh) -> tuple[Callable, Callable[[Mesh], TrainState]]:
+    """The step that `posefix train` builds for people of COCO with the paper's errors, and its first state on a mesh."""
+    config = Config(model=model)
+    spec = RefinerSpec(COCO, model, (True,) * 17)
+    optimizer = make_optimizer(config.optimizer, 1000)
+    synthesize = make_synthesizer(config.errors, config.error_weights, COCO)
+    step = jitted_step(config, spec, synthesize, optimizer, mesh)
+    return step, lambda mesh: initial_state(config, spec, optimizer, mesh)
 
 
 def main() -> None:

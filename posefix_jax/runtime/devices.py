@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,9 @@ def _own_products() -> dict[str, str]:
     return own_products
 
 
-def data_mesh() -> Mesh:
-    """All devices of all processes along one axis, `data`."""
-    return Mesh(np.asarray(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices along one axis, `data`: by default all of all processes."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def split(mesh: Mesh) -> NamedSharding:

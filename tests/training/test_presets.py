@@ -10,11 +10,12 @@ import pytest
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.synthesis import PAPER, make_synthesizer
-from posefix_jax.core.train_step import Batch, make_train_step
+from posefix_jax.core.train_step import Batch
 from posefix_jax.runtime.devices import data_mesh
 from posefix_jax.training.config import Config, load_preset
 from posefix_jax.training.initial_weights import initial_state
 from posefix_jax.training.optimizer import make_optimizer
+from posefix_jax.training.train import jitted_step
 from posefix_jax.types import function_in_file
 
 pytestmark = pytest.mark.slow
@@ -71,16 +72,8 @@ def assert_traces(config: Config) -> None:
             )
         )
     )  # fmt: skip
-    step = make_train_step(
-        spec=spec,
-        synthesize=make_synthesizer(config.errors, config.error_weights, spec.skeleton),
-        augment=config.augment,
-        inputs=config.inputs,
-        optimizer=optimizer,
-        loss=config.loss,
-        average_decay=config.optimizer.averages,
-        skip_nonfinite=config.skip_nonfinite,
-    )
+    synthesize = make_synthesizer(config.errors, config.error_weights, spec.skeleton)
+    step = jitted_step(config, spec, synthesize, optimizer, data_mesh())
     after, metrics = jax.eval_shape(step, state, shapes, jax.random.key(0))
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
     assert set(metrics) >= {"loss", "heatmap", "coordinate", "ks_input", "ks_output"}

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from posefix_jax.core.models.convolution import conv
+
 
 def pixelwise(x: Float[Array, "*N C"], kernel: Float[Array, "C D"]) -> Float[Array, "*N D"]:
     """`x @ kernel` over a flat list of pixels. With more axes XLA:CPU transposes `x` for the gradient to the kernel.
@@ -155,12 +157,7 @@ def _winograd_backward(saved, gradient):
     if min(kernel.shape[2:]) >= 128:
         return to_x, _minimal_filtering_to_kernel(x, gradient)
 
-    def plain(kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    return to_x, jax.vjp(plain, kernel)[1](gradient)[0]
+    return to_x, jax.vjp(functools.partial(conv, x), kernel)[1](gradient)[0]
 
 
 winograd_conv.defvjp(lambda x, kernel: (winograd_conv(x, kernel), (x, kernel)), _winograd_backward)

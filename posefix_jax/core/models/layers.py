@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from posefix_jax.core.heatmaps import SeparableMaps
+from posefix_jax.core.models.convolution import conv, depthwise
 from posefix_jax.core.models.cpu_kernels import (
     depthwise_conv_by_shift,
     pixelwise,
@@ -16,7 +17,7 @@ from posefix_jax.core.models.cpu_kernels import (
     winograd_conv,
     winograd_suits,
 )
-from posefix_jax.core.models.tpu_kernels import conv_in_blocks, depthwise_conv_in_full, pointwise_conv
+from posefix_jax.core.models.tpu_kernels import conv_in_blocks, depthwise_conv_in_full
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -60,32 +61,20 @@ class Conv(nn.Module):
         return x
 
     def _convolved(self, x, kernel):
-        return _convolved(x, kernel.astype(self.dtype), self.stride, self.offset)
+        kernel = kernel.astype(self.dtype)
+        native = functools.partial(conv, stride=self.stride, offset=self.offset)
 
+        def flat(x, kernel):
+            return pixelwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
 
-def _convolved(x, kernel, stride: int, offset: int):
-    size = kernel.shape[0]
-    pad = (size - 1) // 2
-
-    def native(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            [(pad - offset, pad + offset)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    def flat(x, kernel):
-        return pixelwise(x[:, ::stride, ::stride], kernel[0, 0])
-
-    if size == 1:
-        # On XLA:CPU five times faster than a 1x1 convolution; the same on a GPU.
-        in_place = functools.partial(pointwise_conv, stride=stride)
-        return jax.lax.platform_dependent(x, kernel, tpu=in_place, default=flat)
-    if (size, stride, offset) == (3, 1, 0) and winograd_suits(x.shape[1:3], kernel.shape[2:]):
-        return jax.lax.platform_dependent(x, kernel, cpu=winograd_conv, default=native)
-    return native(x, kernel)
+        if self.kernel == 1:
+            # Matrix products are five times faster on XLA:CPU, and the same on a GPU. After them a TPU's compiler keeps
+            # activations in an order that costs copies, by its model: training step of ResNet-50 256x192 1.18, refinement
+            # by the packaged refiner 1.49 (benchmarks/tpu.py).
+            return jax.lax.platform_dependent(x, kernel, tpu=native, default=flat)
+        if (self.kernel, self.stride, self.offset) == (3, 1, 0) and winograd_suits(x.shape[1:3], kernel.shape[2:]):
+            return jax.lax.platform_dependent(x, kernel, cpu=winograd_conv, default=native)
+        return native(x, kernel)
 
 
 def conv_of_separable(
@@ -154,21 +143,11 @@ def depthwise_conv(
     """One 3x3 kernel per channel, one zero on every side; `offset` as in `Conv`. The formulation depends on the
     backend."""
 
-    def native(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel[:, :, None],
-            (stride, stride),
-            [(1 - offset, 1 + offset)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[-1],
-        )
-
-    by_shift = functools.partial(depthwise_conv_by_shift, stride=stride, offset=offset)
-    if x.shape[-1] > 64:
-        return jax.lax.platform_dependent(x, kernel, cpu=by_shift, default=native)
-    dense = functools.partial(depthwise_conv_in_full, stride=stride, offset=offset)
-    return jax.lax.platform_dependent(x, kernel, cpu=by_shift, tpu=dense, default=native)
+    placed = {"stride": stride, "offset": offset}
+    formulations = {"cpu": functools.partial(depthwise_conv_by_shift, **placed)}
+    if x.shape[-1] <= 64:
+        formulations["tpu"] = functools.partial(depthwise_conv_in_full, **placed)
+    return jax.lax.platform_dependent(x, kernel, default=functools.partial(depthwise, **placed), **formulations)
 
 
 class DepthwiseConv(nn.Module):

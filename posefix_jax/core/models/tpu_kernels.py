@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from posefix_jax.core.heatmaps import SeparableMaps
+from posefix_jax.core.models.convolution import conv
 
 
 def conv_in_blocks(
@@ -34,16 +35,6 @@ def conv_in_blocks(
     return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def pointwise_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "1 1 C D"], stride: int) -> Float[Array, "B h w D"]:
-    """A 1x1 convolution, as one. After matrix products the compiler keeps activations in an order that costs copies.
-
-    Training step of ResNet-50 256x192: 1.18; refinement by the packaged refiner: 1.49.
-    """
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
 def depthwise_conv_in_full(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C"], stride: int, offset: int = 0
 ) -> Float[Array, "B h w C"]:
@@ -52,5 +43,4 @@ def depthwise_conv_in_full(
     Refinement by the packaged refiner: 1.21. With 192 channels and more the plain one is faster.
     """
     full = kernel[:, :, None] * jnp.eye(x.shape[-1], dtype=kernel.dtype)[None, None]
-    around = [(1 - offset, 1 + offset)] * 2
-    return jax.lax.conv_general_dilated(x, full, (stride, stride), around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return conv(x, full, stride, offset)
