@@ -1,5 +1,6 @@
 """Reading and writing files: output appears whole, and nothing that a user owns is replaced."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -165,6 +166,11 @@ def check_claim(folder: Path, made_by: str, digest: str = "", *, replace: bool =
     return mark
 
 
+def mark_done(folder: Path) -> None:
+    """Adds to the mark of a claimed folder that what it was for is complete: `mark_of` has `done`."""
+    write_json(folder / MARK, {**(mark_of(folder) or {}), "done": True})
+
+
 def mark_of(folder: Path) -> dict | None:
     """The mark of a folder that `claim` made; None if it has none."""
     path = folder / MARK
@@ -175,10 +181,54 @@ def mark_of(folder: Path) -> dict | None:
 
 
 def discard(folder: Path, made_by: str) -> None:
-    """Removes a folder that `made_by` claimed, whatever its digest. Leaves every other folder alone."""
+    """Removes a folder that `made_by` claimed, whatever its digest. Leaves every other folder alone.
+
+    The mark goes last, so that a process that is killed on the way leaves a folder that can be claimed again.
+    """
     mark = mark_of(folder)
-    if mark is not None and mark["made_by"] == made_by:
-        shutil.rmtree(folder, ignore_errors=True)
+    if mark is None or mark["made_by"] != made_by:
+        return
+    for entry in folder.iterdir():
+        if entry.name.startswith(MARK):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Locks a folder against other processes; the lock ends with the process, however that ends.
+
+    Args:
+      folder: exists. The lock is a file in it whose name starts with `MARK`.
+      shared: several processes may hold it together.
+
+    Raises:
+      PosefixError: another process holds it, or has just removed the folder.
+    """
+    busy = PosefixError(f"{folder}: another process is at work there; wait for it, stop it, or choose another --out")
+    path = folder / f"{MARK}.lock"
+    try:
+        lock = open(path, "a")
+    except FileNotFoundError as error:
+        raise busy from error
+    with lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            same = os.fstat(lock.fileno()).st_ino == path.stat().st_ino
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise busy
+        yield
 
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:

@@ -22,7 +22,9 @@ from format_samples import HEIGHT, WIDTH
 from posefix_jax.core import heatmaps
 from posefix_jax.core.geometry import crop_to_heat
 from posefix_jax.core.joint_sets import COCO
-from posefix_jax.core.models import STRIDE, ModelConfig, RefinerSpec
+from posefix_jax.core.models import STRIDE, DecodeConfig, ModelConfig, RefinerSpec
+from posefix_jax.refining.refine_files import RefineOptions
+from posefix_jax.refining.refiner import Refiner
 
 # Arrays of different rank are combined by mistake more often than on purpose. Dtypes are strict in a test of their own
 # (test_train.py), because optax promotes them.
@@ -181,3 +183,28 @@ def prepared(people, tmp_path_factory) -> Path:
     detections.write_text(json.dumps(detections_of(truth)))
     prepare(PrepareOptions(annotations=truth, images=images, out=out, detections=(detections,), patch=96, shard_size=4))
     return out
+
+
+def tree(folder: Path) -> dict:
+    """Every file of a folder and its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def identity(tiny_spec):
+    """A refiner that gives back every pose."""
+    spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, tiny_spec.trained_joints, DecodeConfig("soft-argmax"))
+    return Refiner(identity_network(spec), {}, spec, batch_size=8)
+
+
+@pytest.fixture
+def job(people, tmp_path):
+    """A folder with detections of three photographs, in which nothing else may change."""
+    truth, images = people
+    (tmp_path / "d.json").write_text(json.dumps(detections_of(truth)))
+    return RefineOptions((str(tmp_path / "d.json"),), str(images), tmp_path / "r.json", part_rows=2, batch_size=8)
+
+
+def change(job, **fields) -> RefineOptions:
+    """The job with other options."""
+    return RefineOptions(**{**vars(job), **fields})

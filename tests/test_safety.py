@@ -13,11 +13,10 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
-from conftest import detections_of, identity_network
+from conftest import change, detections_of, tree
 from fsspec.implementations.memory import MemoryFile
 
 from posefix_jax.core.joint_sets import COCO
-from posefix_jax.core.models import DecodeConfig, RefinerSpec
 from posefix_jax.data.pose_files import open_pose_file
 from posefix_jax.data.prepare import PrepareOptions, prepare
 from posefix_jax.evaluation.analyze import AnalyzeOptions, analyze
@@ -28,34 +27,10 @@ from posefix_jax.refining.convert import ConvertOptions, convert
 from posefix_jax.refining.demo import DemoOptions, demo
 from posefix_jax.refining.estimate import EstimateOptions, estimate
 from posefix_jax.refining.refine_files import RefineOptions, refine_rows
-from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import merge
 from posefix_jax.types import PosefixError
 
 OUTSIDE = ["../x.json", "/etc/x.json", "a/../../x.json", "..", ".", "", "a/\0.json", "../in-b/x.json"]
-
-
-def tree(folder: Path) -> dict:
-    """Every file of a folder and its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def identity(tiny_spec) -> Refiner:
-    spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, tiny_spec.trained_joints, DecodeConfig("soft-argmax"))
-    return Refiner(identity_network(spec), {}, spec, batch_size=8)
-
-
-@pytest.fixture
-def job(people, tmp_path):
-    """A folder with detections of three photographs, in which nothing else may change."""
-    truth, images = people
-    (tmp_path / "d.json").write_text(json.dumps(detections_of(truth)))
-    return RefineOptions((str(tmp_path / "d.json"),), str(images), tmp_path / "r.json", part_rows=2, batch_size=8)
-
-
-def change(job, **fields) -> RefineOptions:
-    return RefineOptions(**{**vars(job), **fields})
 
 
 def refused(run, match: str, folder: Path) -> None:
@@ -159,45 +134,6 @@ def test_an_archives_names_write_nothing_outside(kind, identity, job, people, tm
         "r.json",
         "r.json.report.json",
     } | {"r.json.pictures"}
-
-
-def _damaged(parts: Path, old: bytes, new: bytes) -> None:
-    (part,) = [path for path in parts.glob("*.part") if old in path.read_bytes()][:1]
-    part.write_bytes(part.read_bytes().replace(old, new, 1))
-
-
-def test_a_foreign_or_damaged_part_writes_nothing_outside(identity, job, tmp_path):
-    (tmp_path / "in").mkdir()
-    for name in ("a.json", "b.json"):
-        (tmp_path / "in" / name).write_bytes((tmp_path / "d.json").read_bytes())
-    divided = change(job, detections=(str(tmp_path / "in"),), out=tmp_path / "x" / "out")
-    for shard in ("0/2", "1/2"):
-        refine_rows(identity, change(divided, shard=shard))
-    _damaged(tmp_path / "x" / "out.parts", b'[["a.json"', b'[["../../../ESC.json"')
-    with pytest.raises(PosefixError, match="ESC.json' does not lie inside"):
-        merge(divided.out)
-    assert not list(tmp_path.rglob("ESC*")) and not divided.out.exists()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[:-20],  # cut short
-        lambda data: data + b"more",
-        lambda data: b"[]\n" + data,
-        lambda data: data.replace(b'"rows": ', b'"rows": -', 1),
-        lambda data: data.replace(b'"segments"', b'"segmented"', 1),
-        lambda data: b"",
-    ],
-)
-def test_a_damaged_part_is_named(damage, identity, job, tmp_path):
-    refine_rows(identity, change(job, shard="0/2"))
-    part = sorted((tmp_path / "r.json.parts").glob("*.part"))[0]
-    part.write_bytes(damage(part.read_bytes()))
-    with pytest.raises(PosefixError, match="not a part, or a damaged one|1 of .* parts are missing"):
-        refine_rows(identity, change(job, shard="1/2"))
-        merge(job.out)
-    assert not job.out.exists()
 
 
 def test_a_manifests_shards_lie_in_its_folder(prepared, tmp_path):

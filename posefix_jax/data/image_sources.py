@@ -1,6 +1,5 @@
 """Sources of photographs: a folder, a zip, tar shards, a video, or a URL of any of these. Opens any file or URL."""
 
-import functools
 import gzip
 import lzma
 import re
@@ -9,29 +8,101 @@ import threading
 import zipfile
 import zlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from posefix_jax.data.images import UnreadableImage, decode_image, is_rotated
+from posefix_jax.data.limits import BYTES, PIXELS, check_size, pixels_of, size_of_file, stamp_of_file
 from posefix_jax.types import PosefixError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-LARGEST = 1 << 30
-"""Most bytes in one compressed photograph."""
+
+
+class Stored(NamedTuple):
+    """Where the bytes of a photograph are.
+
+    Attributes:
+      files: the fsspec file system.
+      path: the file in it.
+      span: first byte and end, where the photograph is a part of the file.
+      member: the open zip and the member of it that the photograph is.
+    """
+
+    files: AbstractFileSystem
+    path: str
+    span: tuple[int, int] | None = None
+    member: tuple[zipfile.ZipFile, zipfile.ZipInfo] | None = None
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.files, LocalFileSystem)
+
+    def size(self) -> int:
+        """Bytes; 0 if that is not known before they are read. Raises OSError: a device, a pipe, or more than `LARGEST`."""
+        if self.member is not None:
+            return check_size(self.member[1].file_size)
+        if self.span is not None:
+            return check_size(self.span[1] - self.span[0])
+        return size_of_file(self.path) if self._is_local else 0
+
+    def read(self) -> bytes:
+        """All bytes. Raises OSError and what a damaged zip raises."""
+        if self.member is not None:
+            packed, info = self.member
+            return packed.read(info)
+        if self._is_local and self.span is None:
+            return Path(self.path).read_bytes()
+        try:
+            return self.files.cat_file(self.path, *self.span or (None, None))
+        except OSError:
+            raise
+        except Exception as error:  # a server's library raises errors of its own
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def stamp(self) -> list | None:
+        """What changes when the photograph does: its checksum in a zip, else size and time of the file. None for a URL."""
+        if self.member is not None:
+            return [self.member[1].CRC, self.member[1].file_size]
+        return stamp_of_file(self.path) if self._is_local else None
+
+
+SECONDS = {"connect": 30, "sock_read": 60, "total": 600}
+"""Longest time of a request to a server: to be connected, without a byte, and in all."""
+
+
+def file_system_of(place: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path in it. A server that does not answer is given up, see `SECONDS`.
+
+    Raises:
+      PosefixError: a URL scheme that fsspec does not know, or whose package is missing.
+    """
+    try:
+        if re.search(r"https?://", place) is None:
+            return fsspec.url_to_fs(place)
+        from aiohttp import ClientTimeout
+
+        web = {"client_kwargs": {"timeout": ClientTimeout(**SECONDS)}}
+        return fsspec.url_to_fs(place, http=web, https=web, **web)
+    except (ImportError, ValueError) as error:
+        raise PosefixError(f"{place}: {error}") from error
 
 
 @contextmanager
 def open_binary(path: str) -> Iterator[Any]:
     """Opens a local file or URL for reading; gzip is unpacked. Raises PosefixError if it cannot be read."""
+    remote = "://" in path
     try:
-        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+        files, place = file_system_of(path) if remote else (None, path)
+        with open(path, "rb") if files is None else files.open(place, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             if packed:
@@ -39,10 +110,14 @@ def open_binary(path: str) -> Iterator[Any]:
                     yield unpacked
             else:
                 yield file
+    except PosefixError:
+        raise
     except (OSError, EOFError, zlib.error) as error:
-        raise PosefixError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    except (ImportError, ValueError) as error:  # a URL scheme that fsspec does not know, or whose package is missing
-        raise PosefixError(f"{path}: {error}") from error
+        raise PosefixError(f"{path}: {getattr(error, 'strerror', None) or error or type(error).__name__}") from error
+    except Exception as error:  # a server's library raises errors of its own
+        if not remote:
+            raise
+        raise PosefixError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 class PhotographNames:
@@ -145,8 +220,8 @@ class Images:
     def __init__(self, place: str | Path, names: Mapping | None = None, *, first_frame: int | None = None):
         self.place, self._names, self._first = str(place), names, first_frame or 0
         self._video = _Video(self.place) if self.place.lower().endswith(VIDEOS) else None
-        self._read: dict[str, Callable[[], bytes]] = {} if self._video else dict(_listed(self.place))
-        self._paths = PhotographNames(self._read, self.place, first_frame)
+        self._stored: dict[str, Stored] = {} if self._video else dict(_listed(self.place))
+        self._paths = PhotographNames(self._stored, self.place, first_frame)
 
     @property
     def numbers(self) -> tuple[int, int] | None:
@@ -209,24 +284,47 @@ class Images:
             + ("" if named else ", or give --annotations for the file names")
         )
 
-    def read(self, path: str | int, *, exif: bool = False) -> np.ndarray:
-        """[H, W, 3] uint8 RGB of what `find` gave. Raises UnreadableImage."""
+    def read(self, path: str | int, *, exif: bool = False, in_turn: bool = False) -> np.ndarray:
+        """[H, W, 3] uint8 RGB of what `find` gave.
+
+        Args:
+          path: from `find`.
+          exif: turn the photograph as its EXIF orientation says.
+          in_turn: for threads that each hold one photograph at a time: wait until there is room for this one,
+            `limits.MOST_PIXELS` in all.
+
+        Raises:
+          UnreadableImage: it cannot be read or decoded.
+        """
         if self._video is not None:
             return self._video.read(int(path))
-        return decode_image(self._bytes(str(path)), exif=exif)
+        data = self._bytes(str(path))
+        if not in_turn:
+            return decode_image(data, exif=exif)
+        with PIXELS.of(pixels_of(data)) as share:
+            return share.until_gone(decode_image(data, exif=exif))
 
     def _bytes(self, path: str) -> bytes:
+        stored = self._stored[path]
         try:
-            return self._read[path]()
+            with BYTES.of(stored.size()):
+                return stored.read()
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UnreadableImage(f"{getattr(error, 'strerror', None) or error}") from error
 
-    def read_named(self, image: int | str, *, exif: bool = False, shift: int = 0) -> np.ndarray:
+    def stamp(self, image: int | str) -> list | None:
+        """Of the photograph that a row names so: see `Stored.stamp`. None if it is not here."""
+        path = self.find(image)
+        if path is None:
+            return None
+        return stamp_of_file(self.place) if self._video is not None else self._stored[str(path)].stamp()
+
+    def read_named(self, image: int | str, *, exif: bool = False, shift: int = 0, in_turn: bool = False) -> np.ndarray:
         """`read` of what `find` finds. Raises UnreadableImage where it finds nothing, too."""
         path = self.find(image, shift)
         if path is None:
             raise UnreadableImage("no such photograph")
-        return self.read(path, exif=exif)
+        return self.read(path, exif=exif, in_turn=in_turn)
 
 
 def _ending_alike(name: str, paths: Iterable[str], *, stems: bool = False) -> list[str]:
@@ -241,10 +339,10 @@ def _ending_alike(name: str, paths: Iterable[str], *, stems: bool = False) -> li
     return found[max(found)] if found else []
 
 
-def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
-    """The photographs of a place: their paths in it, each with a function that reads the bytes."""
+def _listed(place: str) -> Iterable[tuple[str, Stored]]:
+    """The photographs of a place, by their paths in it."""
+    files, root = file_system_of(place)
     try:
-        files, root = fsspec.url_to_fs(place)
         if place.lower().endswith((".zip", ".tar")):
             archives = sorted(files.glob(root)) if any(c in root for c in "*?[") else [root]
             if not archives or not files.isfile(archives[0]):
@@ -252,8 +350,9 @@ def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
             for archive in archives:
                 # With several archives, a name in two of them means two photographs.
                 folder = f"{PurePosixPath(archive).name}/" if len(archives) > 1 else ""
-                for path, read in (_zipped if archive.lower().endswith(".zip") else _tarred)(files, archive):
-                    yield folder + path, read
+                for path, stored in (_zipped if archive.lower().endswith(".zip") else _tarred)(files, archive):
+                    if path.lower().endswith(SUFFIXES):
+                        yield folder + path, stored
         elif place.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
             raise PosefixError(
                 f"{place}: a compressed tar has no random access; unpack it, or convert it to .tar or .zip"
@@ -263,26 +362,35 @@ def _listed(place: str) -> Iterable[tuple[str, Callable[[], bytes]]]:
         else:
             for path in files.find(root):
                 if path.lower().endswith(SUFFIXES):
-                    yield path[len(root.rstrip("/")) + 1 :], functools.partial(files.cat_file, path)
-    except (tarfile.TarError, zipfile.BadZipFile) as error:
+                    yield path[len(root.rstrip("/")) + 1 :], Stored(files, path)
+    except (tarfile.TarError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise PosefixError(f"{place}: not an archive that can be read ({error})") from error
-    except (ImportError, ValueError) as error:  # a URL scheme that fsspec does not know, or whose package is missing
-        raise PosefixError(f"{place}: {error}") from error
+    except OSError as error:
+        raise PosefixError(f"{place}: {error.strerror or error or type(error).__name__}") from error
 
 
-def _tarred(files: Any, archive: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    with files.open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+class _Member(tarfile.TarInfo):
+    """A member of a tar. A negative size would send the reader back, for ever (CVE-2025-8194)."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.ReadError("a member has a negative size")
+        return super()._block(count)  # type: ignore[misc]
+
+
+def _tarred(files: AbstractFileSystem, archive: str) -> Iterator[tuple[str, Stored]]:
+    with files.open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
         for member in tar:
-            if member.isreg() and member.name.lower().endswith(SUFFIXES) and member.size <= LARGEST:
-                start, end = member.offset_data, member.offset_data + member.size
-                yield member.name.removeprefix("./"), functools.partial(files.cat_file, archive, start, end)
+            if member.isreg():
+                span = member.offset_data, member.offset_data + member.size
+                yield member.name.removeprefix("./"), Stored(files, archive, span)
 
 
-def _zipped(files: Any, archive: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def _zipped(files: AbstractFileSystem, archive: str) -> Iterator[tuple[str, Stored]]:
     packed = zipfile.ZipFile(files.open(archive, "rb"))  # reads are locked; it stays open for the life of the process
     for member in packed.infolist():
-        if not member.is_dir() and member.filename.lower().endswith(SUFFIXES) and member.file_size <= LARGEST:
-            yield member.filename, functools.partial(packed.read, member)
+        if not member.is_dir():
+            yield member.filename, Stored(files, archive, member=(packed, member))
 
 
 class _Video:

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from posefix_jax.data.limits import size_of_file
+
 
 class UnreadableImage(Exception):
     """The photograph is missing or cannot be decoded; the message is the reason."""
@@ -16,9 +18,10 @@ class UnreadableImage(Exception):
 def read_image(path: Path, *, exif: bool = False) -> np.ndarray:
     """`decode_image` of a file. Raises UnreadableImage."""
     try:
+        size_of_file(str(path))
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(getattr(error, "strerror", None) or str(error)) from error
     return decode_image(data, exif=exif)
 
 
@@ -32,7 +35,7 @@ def decode_image(data: bytes, *, exif: bool = False) -> np.ndarray:
       UnreadableImage: OpenCV cannot decode it, or it has more pixels than the environment's
         OPENCV_IO_MAX_IMAGE_PIXELS allowed when OpenCV was imported: 2^30 by default, 2^28 in the `posefix` command.
     """
-    flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB | (0 if exif else cv2.IMREAD_IGNORE_ORIENTATION)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except (cv2.error, MemoryError) as error:
@@ -40,7 +43,7 @@ def decode_image(data: bytes, *, exif: bool = False) -> np.ndarray:
         raise UnreadableImage(f"OpenCV: {' '.join(str(getattr(error, 'err', error)).split())}{limit}") from error
     if image is None:
         raise UnreadableImage("not an image that OpenCV can decode" if data else "empty file")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def is_rotated(data: bytes) -> bool:

@@ -64,11 +64,12 @@ def convert(options: ConvertOptions) -> dict:
 
     store, rows = job.start(settings={"convert": options.images})
     with (
+        store,
         ThreadPoolExecutor(options.threads) as pool,
         Progress("convert", rows, unit="poses") as progress,
     ):
-        todo = (part for part in job.parts() if not store.has(part.number))
+        todo = (part for part in job.parts() if not job.has(part, store))
         for part in ordered_map(pool, with_sizes, todo, ahead=options.threads):
             job.finish(part, store)
             progress.update(part.first_row + len(part.poses))
-    return merge(options.out, store.job)
+        return merge(options.out, store.job)

@@ -165,8 +165,24 @@ class FileJob:
         )
         return Parts(self.out, manifest), rows
 
+    def has(self, part: Part, store: Parts) -> bool:
+        """Whether a part is done. One whose photographs have changed since, by their sizes and times, is not."""
+        part.more["seen"] = self._seen(part)
+        return store.has(part.number, part.more["seen"])
+
+    def _seen(self, part: Part) -> str:
+        """Identifies the photographs of a part as they are now."""
+        if self.images is None:
+            return ""
+        stamps = [self.images.stamp(image) for image in part.by_image()]
+        return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+
     def finish(self, part: Part, store: Parts) -> None:
-        """Writes a part whose rows are done."""
+        """Writes a part whose rows are done; `has` was asked before.
+
+        Raises:
+          PosefixError: it cannot be written.
+        """
         moved = sum(int((joints != part.poses[row].joints).any(axis=1).sum()) for row, joints in part.joints.items())
         segments = self.writer.segments(part)
 

@@ -76,7 +76,7 @@ class FilePhotographs:
     def pixels(self, image: ImageId, *, exif: bool) -> np.ndarray:
         """As `Images.read_named`; called from several threads. Raises UnreadableImage."""
         self.read += 1
-        return self.images.read_named(image, exif=exif)
+        return self.images.read_named(image, exif=exif, in_turn=True)
 
     def is_rotated(self, image: ImageId) -> bool:
         """As `Images.is_rotated`; False for a photograph that is missing."""

@@ -4,6 +4,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ from posefix_jax.data.formats.base import ImageId, Pose
 from posefix_jax.data.pose_files import PoseFiles
 from posefix_jax.data.pose_writer import Part
 from posefix_jax.evaluation.oks import oks_nms
-from posefix_jax.files import claim
+from posefix_jax.files import claim, held, mark_of
 from posefix_jax.refining.change_pictures import largest_changes, write_pictures
 from posefix_jax.refining.engine import Group, Refined, Results
 from posefix_jax.refining.file_job import FileJob, open_files
@@ -107,9 +108,16 @@ class _RefineJob:
         self._seen: set[int] = set()
 
     def run(self) -> dict:
-        options, job, source = self.options, self.job, self.source
+        _, shards = self.options.shard_of
+        store, rows = self.job.start(
+            settings=self._settings(), check=self._check, checked=self._checked_all, shards=shards
+        )
+        with store:
+            return self._run(store, rows)
+
+    def _run(self, store: Parts, rows: int) -> dict:
+        options, source = self.options, self.source
         index, shards = options.shard_of
-        store, rows = job.start(settings=self._settings(), check=self._check, checked=self._checked_all, shards=shards)
         trust = self.trust.told or uniform(store.report["trust"]["value"], self.refiner.spec.skeleton.num_joints)
         self.exif = store.report["exif"]["applied"]
         pictures = outputs_of(options.out)["pictures"]
@@ -117,7 +125,7 @@ class _RefineJob:
             claim(pictures, MADE_BY, store.job, replace=True)
         with Progress("refine", rows, unit="poses") as progress:
             mine = self._refine_parts(store, index, shards, trust, progress)
-        if options.pictures:
+        if options.pictures and not store.complete:
             changes = [c for part in range(index, store.count, shards) for c in store.header(part).get("changes", ())]
             read = functools.partial(self.images.read_named, exif=self.exif)
             write_pictures(
@@ -182,7 +190,7 @@ class _RefineJob:
         def work() -> Iterator[list[Group]]:
             nonlocal done
             for part in self.job.parts():
-                if part.number % shards != index or store.has(part.number):
+                if part.number % shards != index or self.job.has(part, store):
                     done += len(part.poses)
                     progress.skip(len(part.poses))
                     continue
@@ -303,8 +311,10 @@ class MergeOptions:
 
 
 def merge_shards(options: MergeOptions) -> dict:
-    """Writes OUT; returns the report. Raises PosefixError as `merge`."""
-    return merge(options.out)
+    """Writes OUT; returns the report. Raises PosefixError as `merge`, or if a shard is still at work."""
+    parts = outputs_of(options.out)["parts"]
+    with held(parts) if mark_of(parts) else nullcontext():
+        return merge(options.out)
 
 
 def summary_of(report: dict, out: Path) -> str:

@@ -311,7 +311,7 @@ class Refiner:
                     groups.append(Group(name, poses))
                 yield groups
 
-        read = images if callable(images) else Images(images).read_named
+        read = images if callable(images) else functools.partial(Images(images).read_named, in_turn=True)
         run = self.engine.run(
             work(), read, trust=self.trust, threads=threads, min_score=min_score, fill_missing=fill_missing
         )

@@ -4,15 +4,16 @@
 """
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,18 +22,20 @@ from posefix_jax.files import (
     check_replaceable,
     claim,
     discard,
+    held,
     inside,
+    mark_done,
     mark_of,
     read_json,
     whole_file,
     write_once,
 )
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, tell, warn
 
 MADE_BY = "posefix refine or convert"
 MANIFEST = "manifest.json"
 ASSEMBLED, ASSEMBLED_DONE = "assembled", "assembled.done"
-"""The folder in which the output is assembled, and the file that marks it as complete."""
+"""The folder in which an output folder is assembled, and the file that marks it as complete."""
 REPORT_MARK = {"made_by": "posefix"}
 """The start of every report. A file beside OUT that does not start so is not replaced."""
 
@@ -113,30 +116,63 @@ class JobManifest:
     @classmethod
     def read(cls, folder: Path) -> "JobManifest":
         """Raises PosefixError if the folder's manifest is damaged."""
+        fields = read_json(folder / MANIFEST)
         try:
-            manifest = cls(**read_json(folder / MANIFEST))
-            if manifest.format not in FORMATS:
+            if fields.pop("checksum") != _checksum(fields) or fields["format"] not in FORMATS:
                 raise TypeError
-        except TypeError as error:
+            return cls(**fields)
+        except (TypeError, AttributeError, KeyError) as error:
             raise PosefixError(f"{folder / MANIFEST}: damaged; remove {folder} and run the job again") from error
-        return manifest
+
+    def write(self, folder: Path) -> None:
+        """Writes it, unless another process of the job has."""
+        fields = asdict(self)
+        write_once(folder / MANIFEST, {**fields, "checksum": _checksum(fields)})
+
+
+def _checksum(fields: dict) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class Parts:
     """The finished parts of the job that writes `out`, in the folder OUT.parts until all are done.
 
-    Parts of another job are removed. A folder that no job made is refused.
+    A context in which no other job can write there, nor another process of this one unless it has shards; `PosefixError`
+    if one does. Parts of another job are removed, with a line that says so. A folder that no job made is refused.
+
+    Args:
+      out: the file or folder that the job writes.
+      manifest: of the job.
+
+    Raises:
+      PosefixError: another job is at work there, or something else exists where the job writes.
     """
 
     def __init__(self, out: Path, manifest: JobManifest):
         self.folder, self.job, self.count = outputs_of(out)["parts"], manifest.job, manifest.parts
+        self._held, self._shared = ExitStack(), manifest.shards > 1
         mark = mark_of(self.folder)
-        if mark is None or mark["digest"] != self.job or not _in_place(out, self.folder):
+        if mark is not None and mark["made_by"] == MADE_BY and mark["digest"] != self.job:
+            with held(self.folder):
+                if not mark.get("done"):
+                    tell(f"{self.folder}: was left by a job with other input or options, and is begun anew")
+                check_output(out, single=manifest.single)
+                claim(self.folder, MADE_BY, self.job, replace=True)
+        elif mark is None or not _complete(out, self.folder):
             check_output(out, single=manifest.single)
         claim(self.folder, MADE_BY, self.job, replace=True)
-        write_once(self.folder / MANIFEST, asdict(manifest))
+        manifest.write(self.folder)
         self.report = JobManifest.read(self.folder).report
         """the first entries of the report, as the first process of the job wrote them"""
+        self.complete = _complete(out, self.folder)
+        """whether the output is in place, because the job was killed after that"""
+
+    def __enter__(self) -> "Parts":
+        self._held.enter_context(held(self.folder, shared=self._shared))
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._held.close()
 
     @staticmethod
     def report_of(out: Path, job: str) -> dict | None:
@@ -147,20 +183,45 @@ class Parts:
             return None
         return JobManifest.read(folder).report
 
-    def has(self, part: int) -> bool:
-        """Whether a part is done."""
-        return self._path(part).is_file()
+    def has(self, part: int, seen: str = "") -> bool:
+        """Whether a part is done, and done from what is there now. One that is damaged is removed, with a warning.
+
+        Args:
+          part: its number.
+          seen: identifies the photographs that it would be made from; see `write`.
+        """
+        path = self._path(part)
+        if self.complete or not path.is_file():
+            return self.complete
+        try:
+            if _read_header(path).get("seen", "") == seen:
+                return True
+            reason = f"{path}: its photographs have changed since"
+        except PosefixError as error:
+            reason = str(error)
+        warn(f"{reason}; the part is done again")
+        path.unlink(missing_ok=True)
+        return False
 
     def header(self, part: int) -> dict:
         """What `write` was given for a part, less its segments' content."""
-        with open(self._path(part), "rb") as file:
-            return _header(file)
+        return _read_header(self._path(part))
 
     def write(self, part: int, header: dict, segments: Sequence[tuple[str, bytes]]) -> None:
-        """Writes a part. `segments`: names of output files ("" for the only one), and what the part adds to each."""
+        """Writes a part.
+
+        Args:
+          part: its number.
+          header: what `merge` and `header` need of it; `seen` identifies the photographs that it was made from.
+          segments: names of output files ("" for the only one), and what the part adds to each.
+        """
         lengths = [[name, len(data)] for name, data in segments]
+        described = json.dumps({**header, "segments": lengths}).encode() + b"\n"
+        digest = hashlib.sha256(described)
+        for _, data in segments:
+            digest.update(data)
         with whole_file(self._path(part)) as file:
-            file.write(json.dumps({**header, "segments": lengths}).encode() + b"\n")
+            file.write(digest.hexdigest().encode() + b"\n" + described)
             for _, data in segments:
                 file.write(data)
 
@@ -169,24 +230,25 @@ class Parts:
 
 
 def part_path(folder: Path, job: str, part: int) -> Path:
-    """The file of a part. Its name has the job's digest, so a process of another job cannot write it."""
+    """The file of a part: a checksum of the rest, a line that describes it, and the segments.
+
+    Its name has the job's digest, so a process of another job cannot write it.
+    """
     return folder / f"{part:07d}-{job[:12]}.part"
 
 
-def _header(file: BinaryIO) -> dict:
-    """The first line of a part, which describes the rest. Raises PosefixError if the part is not complete."""
-    try:
-        header = json.loads(file.readline())
-        numbers = [header[key] for key in ("first_row", "rows", "refined", "joints_moved")]
-        lengths = [length for name, length in header["segments"] if isinstance(name, str)]
-        whole = all(type(value) is int and value >= 0 for value in numbers + lengths)
-        whole &= len(lengths) == len(header["segments"])
-        whole &= os.fstat(file.fileno()).st_size == file.tell() + sum(lengths)
-    except (ValueError, KeyError, TypeError, IndexError):
-        whole = False
-    if not whole:
-        raise PosefixError(f"{file.name}: not a part, or a damaged one; remove it and run its shard again")
-    return header
+def _read_header(path: Path) -> dict:
+    """The description of a part. Raises PosefixError if the part is not whole, by its checksum."""
+    damaged = PosefixError(f"{path}: damaged, its checksum does not fit")
+    with open(path, "rb") as file:
+        expected, digest = file.readline().strip(), hashlib.sha256()
+        start = file.tell()
+        while data := file.read(1 << 20):
+            digest.update(data)
+        if digest.hexdigest().encode() != expected:
+            raise damaged
+        file.seek(start)
+        return json.loads(file.readline())
 
 
 def merge(out: Path, job: str | None = None) -> dict:
@@ -206,21 +268,54 @@ def merge(out: Path, job: str | None = None) -> dict:
     manifest = JobManifest.read(folder)
     if job not in (None, manifest.job) or manifest.job != mark["digest"]:
         raise PosefixError(f"{folder}: another job has started to write there; give this one another --out")
-    paths = [part_path(folder, manifest.job, part) for part in range(manifest.parts)]
-    missing = [part for part, path in enumerate(paths) if not path.is_file()]
+    if _complete(out, folder):
+        report = read_json(outputs_of(out)["report"])
+        reasons = Counter(entry["reason"] for key in LISTS for entry in report.pop(key))
+    else:
+        paths = _all_parts(folder, manifest)
+        report, reasons, images = _summed_up(folder, manifest, paths)
+        check_output(out, single=manifest.single)
+        _write_report(out, report, paths, folder)
+        if manifest.single:
+            with whole_file(out, folder) as file:
+                _assemble_one(file, manifest, paths, out.name, images)
+        else:
+            _assemble_folder(out, manifest, paths, folder)
+        mark_done(folder)
+    discard(folder, MADE_BY)
+    return report | {"reasons": dict(reasons.most_common())}
+
+
+LISTS = ("passed_through", "left_out")
+"""The lists of rows in a part's description and in the report."""
+
+
+def _all_parts(folder: Path, manifest: JobManifest) -> list[Path]:
+    """The files of all parts. Raises PosefixError if some are missing."""
+    there = {path.name for path in folder.iterdir()}
+    names = (part_path(folder, manifest.job, part).name for part in range(manifest.parts))
+    missing = list(islice((part for part, name in enumerate(names) if name not in there), 10_000))
     if missing:
-        named = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
         shards = manifest.shards
+        count = manifest.parts - sum(name.endswith(".part") for name in there)
+        named = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
         again = ", ".join(f"--shard {i}/{shards}" for i in sorted({part % shards for part in missing}))
         raise PosefixError(
-            f"{folder}: {len(missing)} of {len(paths)} parts are missing ({named}); run again {again if shards > 1 else ''}"
+            f"{folder}: {count} of {manifest.parts} parts are missing ({named}); run again {again if shards > 1 else ''}"
         )
+    return [part_path(folder, manifest.job, part) for part in range(manifest.parts)]
+
+
+def _summed_up(folder: Path, manifest: JobManifest, paths: Sequence[Path]) -> tuple[dict, Counter[str], list]:
+    """The report less its lists, rows by why they were not refined, and the images of a tail that lists them."""
     report = {**REPORT_MARK, **manifest.report, "rows": 0, "refined": 0, "joints_moved": 0}
     reasons: Counter[str] = Counter()
     images: list = []
     for path in paths:
-        with open(path, "rb") as file:
-            header = _header(file)
+        try:
+            header = _read_header(path)
+        except PosefixError as error:
+            raise PosefixError(f"{error}; run the job again, which does this part again") from error
         if header["first_row"] != report["rows"]:
             raise PosefixError(
                 f"{path}: begins with row {header['first_row']}, expected {report['rows']}; a row is "
@@ -228,31 +323,31 @@ def merge(out: Path, job: str | None = None) -> dict:
             )
         for key in ("rows", "refined", "joints_moved"):
             report[key] += header[key]
-        reasons.update(entry["reason"] for key in ("passed_through", "left_out") for entry in header[key])
+        reasons.update(entry["reason"] for key in LISTS for entry in header[key])
         images += header.get("images", ())
     if report["rows"] != manifest.rows:
         raise PosefixError(f"{folder}: {report['rows']} rows in all parts, expected {manifest.rows}; run again")
-    if not _in_place(out, folder):
-        check_output(out, single=manifest.single)
-        _write_report(out, report, paths)
-        if manifest.single:
-            with whole_file(out, folder) as file:
-                _assemble_one(file, manifest, paths, out.name, images)
-        else:
-            _assemble_folder(out, manifest, paths, folder)
-    discard(folder, MADE_BY)
-    return report | {"reasons": dict(reasons.most_common())}
+    return report, reasons, images
 
 
-def _in_place(out: Path, folder: Path) -> bool:
-    """Whether the job was killed after its output folder was moved into place."""
-    return (folder / ASSEMBLED_DONE).exists() and not (folder / ASSEMBLED).exists() and out.is_dir()
+def _complete(out: Path, folder: Path) -> bool:
+    """Whether the job was killed after its output was in place."""
+    moved = (folder / ASSEMBLED_DONE).exists() and not (folder / ASSEMBLED).exists() and out.is_dir()
+    return moved or bool((mark_of(folder) or {}).get("done"))
+
+
+@contextmanager
+def _described(path: Path) -> Iterator[tuple[dict, BinaryIO]]:
+    """A part's description, and the file at its segments. The part was found to be whole."""
+    with open(path, "rb") as file:
+        file.readline()
+        yield json.loads(file.readline()), file
 
 
 def _segments(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     for path in paths:
-        with open(path, "rb") as file:
-            for name, length in _header(file)["segments"]:
+        with _described(path) as (header, file):
+            for name, length in header["segments"]:
                 yield name, file.read(length)
 
 
@@ -316,16 +411,16 @@ def _writer(file: BinaryIO, name: str, manifest: JobManifest):
             shutil.copyfileobj(plain, packed)
 
 
-def _write_report(out: Path, report: dict, paths: Sequence[Path]) -> None:
+def _write_report(out: Path, report: dict, paths: Sequence[Path], folder: Path) -> None:
     """Writes the report entry by entry: there may be millions."""
-    with whole_file(outputs_of(out)["report"]) as file:
+    with whole_file(outputs_of(out)["report"], folder) as file:
         file.write(json.dumps(report, indent=1)[:-2].encode())
-        for key in ("passed_through", "left_out"):
+        for key in LISTS:
             file.write(f',\n "{key}": ['.encode())
             between = b"\n  "
             for path in paths:
-                with open(path, "rb") as part:
-                    for entry in _header(part)[key]:
+                with _described(path) as (header, _):
+                    for entry in header[key]:
                         file.write(between + json.dumps(entry).encode())
                         between = b",\n  "
             file.write(b"]")

@@ -86,6 +86,7 @@ class Progress:
     def skip(self, count: int) -> None:
         """Says that so many of what is counted were done before; they do not count towards the rate."""
         self._bar.initial += count
+        self._bar.n += count
 
     def update(self, done: int) -> None:
         """Says how many are done now, those skipped included."""

@@ -1,10 +1,11 @@
 """Checkpoints: the only importer of Orbax.
 
 A run's folder has `checkpoints/STEP/`, each with `model` (the variables to refine with), `spec`, and for training
-`state` and `input` (the position in the data). A packaged refiner is one such folder with only `model` and `spec`.
-Saving is asynchronous and atomic.
+`state` and `input` (the position in the data), and the checksums of all their files. A packaged refiner is one such
+folder with only `model` and `spec`. Saving is asynchronous and atomic.
 """
 
+import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,13 +20,15 @@ from jax.typing import DTypeLike
 
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.train_step import TrainState
-from posefix_jax.files import read_json
+from posefix_jax.files import read_json, write_json
 from posefix_jax.types import PosefixError, warn_once
 
 FOLDER = "checkpoints"
 ITEMS = {"model": "arrays", "spec": "json", "state": "arrays", "input": "json"}
 """The parts of a step; a refiner needs the first two."""
 REFINER = ("model", "spec")
+SEAL = "sha256.json"
+"""The file of a step that has the checksum of each file in its items."""
 
 
 def steps_of(folder: Path) -> list[Path]:
@@ -41,11 +44,25 @@ def has_checkpoint(run: Path) -> bool:
     return bool(steps_of(run / FOLDER))
 
 
-def damage_of(step: Path, items: Sequence[str]) -> str | None:
-    """Why a checkpoint cannot be restored; None if all its files are readable.
+def seal(step: Path) -> None:
+    """Writes the checksums of a step's files."""
+    files = sorted(path for path in step.rglob("*") if path.is_file() and path.parent != step)
+    write_json(step / SEAL, {path.relative_to(step).as_posix(): _sha256(path) for path in files})
 
-    Reads every byte, because a failed restore leaves Orbax's other reads running.
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage_of(step: Path, items: Sequence[str]) -> str | None:
+    """Why a checkpoint cannot be restored; None if its files are as they were written.
+
+    Reads every byte, because a failed restore leaves Orbax's other reads running. In a checkpoint of a version without
+    checksums, damage within an array is not found.
     """
+    if (step / SEAL).is_file():
+        return _broken_seal(step, items)
     for item in items:
         folder = step / item
         if not folder.is_dir():
@@ -65,6 +82,21 @@ def damage_of(step: Path, items: Sequence[str]) -> str | None:
             return str(error)
         except (ValueError, OSError) as error:
             return f"{item}: {str(error).splitlines()[0]:.160}"
+    return None
+
+
+def _broken_seal(step: Path, items: Sequence[str]) -> str | None:
+    try:
+        sealed = read_json(step / SEAL)
+        for item in items:
+            names = [name for name in sealed if name.split("/")[0] == item]
+            if not names:
+                return f"{item} is missing"
+            for name in names:
+                if _sha256(step / name) != sealed[name]:
+                    return f"{name}: its checksum does not fit"
+    except (PosefixError, OSError, TypeError, ValueError, AttributeError) as error:
+        return str(getattr(error, "strerror", None) or error)
     return None
 
 
@@ -112,8 +144,15 @@ class Checkpointer:
     """Saves and restores the training state of one run."""
 
     def __init__(self, run: Path, *, keep: int):
+        def seal_unfinished() -> None:
+            for step in (run / FOLDER).glob("*.orbax-checkpoint-tmp*") if not jax.process_index() else ():
+                seal(step)
+
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=seal_unfinished),  # before it gets its name
         )
         self._manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
 
@@ -182,6 +221,7 @@ def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype: DTy
         )
     for mark in folder.rglob("commit_success.txt"):  # Orbax writes an absolute path into it
         mark.write_text("committed\n")
+    seal(folder)
 
 
 def packaged_path() -> Path:

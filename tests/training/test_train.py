@@ -90,10 +90,20 @@ def cut_short(step: Path, item: str) -> None:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def flip(step: Path, item: str) -> None:
+    """A bit in the middle of the item's largest file."""
+    file = max((step / item).rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
 DAMAGE = {
     "an empty step": lambda folder: (folder / "99").mkdir(),
     "a state cut short": lambda folder: cut_short(folder / "6", "state"),
     "a model cut short": lambda folder: cut_short(folder / "6", "model"),
+    "a bit of the state": lambda folder: flip(folder / "6", "state"),
+    "a bit of the model": lambda folder: flip(folder / "6", "model"),
     "no index": lambda folder: (folder / "6" / "state" / "manifest.ocdbt").unlink(),
     "an empty file": lambda folder: (folder / "6" / "input" / "metadata").write_text(""),
     "no input": lambda folder: shutil.rmtree(folder / "6" / "input"),
@@ -112,7 +122,7 @@ def test_damage_is_seen(name, config, whole, tmp_path):
     assert found == folder / good and list(damaged) == [folder / step] and damaged[folder / step]
 
 
-@pytest.mark.parametrize("name", ["an empty step", "a model cut short"])
+@pytest.mark.parametrize("name", ["an empty step", "a bit of the model"])
 def test_a_damaged_checkpoint_is_passed_over(name, config, whole, tmp_path, capsys):
     """Loads the newest readable one, with one line of warning; the run ends with the same weights, damaged files are kept."""
     run = tmp_path / "run"
@@ -140,9 +150,9 @@ def test_no_checkpoint_that_reads(config, whole, tmp_path):
         cut_short(step, "model")
     before = sorted(run.rglob("*"))
     for attempt in (lambda: train(dataclasses.replace(config, out=str(run))), lambda: load_refiner(run)):
-        with pytest.raises(PosefixError, match=r"no checkpoint can be read \(6: model: .*; 4: model: "):
+        with pytest.raises(PosefixError, match=r"no checkpoint can be read \(6: model/d/\w+: its checksum .*; 4: model/d/"):
             attempt()
-    with pytest.raises(PosefixError, match=r"checkpoints/6: damaged \(model: "):
+    with pytest.raises(PosefixError, match=r"checkpoints/6: damaged \(model/d/"):
         load_refiner(run / "checkpoints" / "6")
     assert sorted(run.rglob("*")) == before
 
