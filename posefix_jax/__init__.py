@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from posefix_jax.evaluation.evaluate import METRICS
     from posefix_jax.evaluation.oks import keypoint_similarity, oks_nms
     from posefix_jax.refining.engine import Refined, Skipped
+    from posefix_jax.refining.ray_engine import RayRefiner
     from posefix_jax.refining.refiner import Refiner
     from posefix_jax.runtime.checkpoints import load_refiner
     from posefix_jax.training.config import Config
@@ -48,6 +49,7 @@ _HOMES = {
     "evaluation.evaluate": ("METRICS",),
     "evaluation.oks": ("keypoint_similarity", "oks_nms"),
     "refining.engine": ("Refined", "Skipped"),
+    "refining.ray_engine": ("RayRefiner",),
     "refining.refiner": ("Refiner",),
     "runtime.checkpoints": ("load_refiner",),
     "training.config": ("Config",),
@@ -71,6 +73,7 @@ __all__ = [  # noqa: F822 (loaded by __getattr__)
     "PoseFiles",
     "PoseWriter",
     "PosefixError",
+    "RayRefiner",
     "Refined",
     "Refiner",
     "RefinerSpec",

@@ -1,5 +1,6 @@
 """The `posefix` command: a table of jobs. A job's module, and all it needs, is imported only when it is asked for."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -91,7 +92,6 @@ def _completion(rest: list[str]) -> object:
 
 def completion(shell: str) -> str:
     """The script by which a shell completes jobs, options and files: `eval "$(posefix completion bash)"`."""
-    import contextlib
     import io
     from typing import Annotated, Union
 
@@ -287,9 +287,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 2 for a user's mistake, 3 when most rows were skipped, 130 when
     interrupted."""
     own_process = arguments is None
+    _set_up_streams()
     arguments = sys.argv[1:] if own_process else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(help_text())
+        _print(help_text())
         return 0
     if arguments[0] == "--version":
         from posefix_jax import __version__
@@ -312,23 +313,42 @@ def main(arguments: list[str] | None = None) -> int:
         result = _load(job.run)(options)
         shown = job.show(result, options)
         if "--json" in flags:
-            print(json_of(result if isinstance(result, dict) else {"summary": shown}))
+            _print(json_of(result if isinstance(result, dict) else {"summary": shown}))
         elif shown:
-            print(shown)
+            _print(shown)
         return job.code(result, options)
     except PosefixError as error:
         print(f"posefix: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever reads the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"posefix: {place}{error.strerror or error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "Unable to initialize backend" not in str(error):
+            raise
+        print(f"posefix: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"posefix: interrupted{'; the same command resumes' if name in _RESUMABLE else ''}", file=sys.stderr)
         return 130
+
+
+def _print(text: str) -> None:
+    """Prints a result. Whoever reads it may have seen enough: the job is done all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _set_up_streams() -> None:
+    """Output that is closed or that lacks a letter is no reason to fail."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def json_of(result: dict) -> str:
@@ -367,7 +387,8 @@ def use_huge_pages() -> None:
     """
     if sys.platform == "linux" and sys.executable and "GLIBC_TUNABLES" not in os.environ:
         environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        with contextlib.suppress(OSError):  # then it is only slower
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 if __name__ == "__main__":

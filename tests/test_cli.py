@@ -232,3 +232,47 @@ def test_prepare_and_train_mistakes(files, capsys, tmp_path):
     assert "posefix prepare" in refused(capsys, "train", preset, "--data.train", tmp_path, "--out", tmp_path / "run")
     code, error = run(capsys, "train", preset, "--model.backbon", "resnet18")
     assert code == 2 and "--model.backbone" in error
+
+
+BY_SHELL = {
+    "output that nobody reads": (
+        "posefix convert d.json --to mmpose --out o.json | true; exit ${PIPESTATUS[0]}",
+        0,
+        "",
+    ),
+    "closed streams": ("posefix convert d.json --to mmpose --out o.json >&- 2>&-", 0, None),
+    "closed errors": ("posefix convert d.json --to mmpose --out o.json 2>&-", 0, None),
+    "a letter that the terminal lacks": (
+        "PYTHONIOENCODING=ascii posefix inspect é.json",
+        2,
+        "posefix: \\xe9.json: No such",
+    ),
+    "an unknown platform": (
+        "JAX_PLATFORMS=bogus posefix demo --out demo",
+        2,
+        "posefix: JAX_PLATFORMS=bogus: Unable to",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_SHELL)
+def test_odd_surroundings(name, people, tmp_path):
+    """The whole output is there, or one line says why not."""
+    command, code, said = BY_SHELL[name]
+    (tmp_path / "d.json").write_text(json.dumps(detections_of(people[0])))
+    command = command.replace("posefix ", f"{sys.executable} -m posefix_jax.cli ")
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if code:
+        assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    else:
+        assert len(json.loads((tmp_path / "o.json").read_text())) == 3
+    if name == "closed errors":
+        assert done.stdout == "6 poses (coco to mmpose): o.json\n"
+
+
+def test_a_config_that_ends_the_process_has_trained_nothing(tmp_path, capsys):
+    (tmp_path / "c.py").write_text("import sys\n\nsys.exit(0)\n")
+    assert main(["train", str(tmp_path / "c.py"), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == f"posefix: {tmp_path / 'c.py'}: SystemExit: 0\n"

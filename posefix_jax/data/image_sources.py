@@ -91,9 +91,15 @@ def file_system_of(place: str) -> tuple[AbstractFileSystem, str]:
         from aiohttp import ClientTimeout
 
         web = {"client_kwargs": {"timeout": ClientTimeout(**SECONDS)}}
-        return fsspec.url_to_fs(place, http=web, https=web, **web)
+        return fsspec.url_to_fs(place, **({"http": web, "https": web} if "::" in place else web))
     except (ImportError, ValueError) as error:
         raise PosefixError(f"{place}: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @contextmanager
@@ -113,7 +119,7 @@ def open_binary(path: str) -> Iterator[Any]:
     except PosefixError:
         raise
     except (OSError, EOFError, zlib.error) as error:
-        raise PosefixError(f"{path}: {getattr(error, 'strerror', None) or error or type(error).__name__}") from error
+        raise PosefixError(f"{path}: {_reason(error)}") from error
     except Exception as error:  # a server's library raises errors of its own
         if not remote:
             raise
@@ -310,7 +316,7 @@ class Images:
             with BYTES.of(stored.size()):
                 return stored.read()
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UnreadableImage(f"{getattr(error, 'strerror', None) or error}") from error
+            raise UnreadableImage(_reason(error)) from error
 
     def stamp(self, image: int | str) -> list | None:
         """Of the photograph that a row names so: see `Stored.stamp`. None if it is not here."""
@@ -363,10 +369,14 @@ def _listed(place: str) -> Iterable[tuple[str, Stored]]:
             for path in files.find(root):
                 if path.lower().endswith(SUFFIXES):
                     yield path[len(root.rstrip("/")) + 1 :], Stored(files, path)
+    except PosefixError:
+        raise
     except (tarfile.TarError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise PosefixError(f"{place}: not an archive that can be read ({error})") from error
     except OSError as error:
-        raise PosefixError(f"{place}: {error.strerror or error or type(error).__name__}") from error
+        raise PosefixError(f"{place}: {_reason(error)}") from error
+    except Exception as error:  # a server's library raises errors of its own
+        raise PosefixError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 class _Member(tarfile.TarInfo):

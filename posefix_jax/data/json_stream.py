@@ -15,10 +15,10 @@ from posefix_jax.data.text_lines import Readable, replaced
 from posefix_jax.types import PosefixError
 
 CHUNK = 1 << 18
-LONGEST = 1 << 26
+LONGEST = 1 << 25
 """Most characters in one element of a list. A longer one counts as a broken file."""
-LONGEST_ASIDE = 1 << 30
-"""The same for parts that are skipped: the other members of a document."""
+LONGEST_ASIDE = 1 << 29
+"""The same for a list that is skipped, the other members of a document: its text is held."""
 
 
 class _Doubled(Exception):
@@ -98,7 +98,29 @@ class JsonStream:
         self._at += 1
         return found
 
-    def value(self, longest: int = LONGEST) -> tuple[object, str]:
+    def skipped(self) -> str:
+        """Consumes a value; returns its text. Of a list only one element at a time is decoded."""
+        if self.peek() != "[":
+            return self.value()[1]
+        texts, length = [], 0
+        for item in self.items():
+            texts.append(item.lead + item.text)
+            length += len(texts[-1])
+            if length > LONGEST_ASIDE:
+                raise self.broken(f"a list of more than {LONGEST_ASIDE} characters beside the rows")
+        return "".join(texts)
+
+    def beginning(self, most: int = 64) -> object:
+        """Consumes a value and returns it; of a list, the first elements."""
+        if self.peek() != "[":
+            return self.value()[0]
+        first: list[object] = []
+        for item in self.items():
+            if item.text and len(first) < most:
+                first.append(item.value)
+        return first
+
+    def value(self) -> tuple[object, str]:
         """Consumes a value; returns it and its text."""
         grow = CHUNK
         while True:
@@ -111,7 +133,9 @@ class JsonStream:
                     text, self._at = self._text[self._at : end], end
                     return value, text
             except ValueError as error:
-                if len(self._text) - self._at > longest or not self._fill(grow):
+                if len(self._text) - self._at > LONGEST:
+                    raise self.broken(f"an element of more than {LONGEST} characters") from error
+                if not self._fill(grow):
                     raise self.broken(getattr(error, "msg", str(error)), getattr(error, "pos", self._at)) from error
             except RecursionError as error:
                 raise self.broken("nested too deep") from error

@@ -21,7 +21,7 @@ from posefix_jax.data.formats.base import ImageId, NotPoses
 from posefix_jax.data.formats.csv import Csv, CsvJoints
 from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
-from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
+from posefix_jax.data.json_stream import JsonStream
 from posefix_jax.data.recognition import TABLES, recognize
 from posefix_jax.files import inside
 from posefix_jax.types import PosefixError, warn_once
@@ -362,5 +362,5 @@ def _listed_in(stream: JsonStream, path: str) -> _Listed:
                 if isinstance(entry, dict) and entry.get("keypoints"):
                     whole.add(entry.keys() >= WHOLEBODY_KEYS.keys())
         elif name:
-            stream.value(LONGEST_ASIDE)
+            stream.beginning()
     return _Listed(names, images, skeleton or (POSETRACK if posetrack else None), whole == {True})

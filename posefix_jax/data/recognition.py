@@ -13,7 +13,7 @@ from posefix_jax.data.formats.hdf5 import open_hdf5
 from posefix_jax.data.formats.mediapipe import MediaPipe
 from posefix_jax.data.formats.sleap import SleapHdf5
 from posefix_jax.data.image_sources import open_binary
-from posefix_jax.data.json_stream import LONGEST_ASIDE, JsonStream
+from posefix_jax.data.json_stream import JsonStream
 from posefix_jax.data.text_lines import lines
 from posefix_jax.types import PosefixError
 
@@ -149,7 +149,7 @@ def _json_format(stream: JsonStream, path: str) -> tuple[Format, str | None]:
         if forms:
             return forms[0], forms[0].members[0]
         if name:
-            value, _ = stream.value(LONGEST_ASIDE)
+            value = stream.beginning()
             if any(name in form.element_keys for form in _JSON):
                 break
             for form in _JSON:

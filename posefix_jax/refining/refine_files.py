@@ -3,7 +3,7 @@
 import functools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +13,7 @@ import numpy as np
 
 from posefix_jax.core import geometry
 from posefix_jax.core.skeleton import JointMap
-from posefix_jax.core.trust import Trust, uniform
+from posefix_jax.core.trust import uniform
 from posefix_jax.data.formats.base import ImageId, Pose
 from posefix_jax.data.pose_files import PoseFiles
 from posefix_jax.data.pose_writer import Part
@@ -41,18 +41,28 @@ def refine(options: RefineOptions) -> dict:
     Raises:
       PosefixError: bad input; with `strict` also a row that cannot be refined.
     """
+    if options.engine == "ray":
+        from posefix_jax.refining.ray_engine import refine_on_ray
+
+        return refine_on_ray(options)
+    return job_of(loaded(options), options).run()
+
+
+def loaded(options: RefineOptions) -> Refiner:
+    """The refiner that a job asks for."""
     keep_compiled()
-    refiner = Refiner.load(
-        options.checkpoint,
-        flip=options.flip,
-        batch_size=options.batch_size,
-        iterations=options.iterations,
+    return Refiner.load(
+        options.checkpoint, flip=options.flip, batch_size=options.batch_size, iterations=options.iterations
     )
-    return refine_rows(refiner, options)
 
 
 def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
     """As `refine`, with a refiner at hand."""
+    return job_of(refiner, options).run()
+
+
+def job_of(refiner: Refiner, options: RefineOptions) -> "RefineJob":
+    """The job that options describe. Raises PosefixError: its files are not of poses, or lie where its output goes."""
     source = open_files(
         options.detections,
         options.out,
@@ -62,11 +72,15 @@ def refine_rows(refiner: Refiner, options: RefineOptions) -> dict:
         columns=options.columns,
         preferred=refiner.spec.skeleton,
     )
-    return refine_source(refiner, source, options)
+    return _job_over(refiner, source, options)
 
 
 def refine_source(refiner: Refiner, source: PoseFiles, options: RefineOptions) -> dict:
     """As `refine`, with a refiner and open files at hand."""
+    return _job_over(refiner, source, options).run()
+
+
+def _job_over(refiner: Refiner, source: PoseFiles, options: RefineOptions) -> "RefineJob":
     job = FileJob(
         source,
         options.out,
@@ -75,10 +89,10 @@ def refine_source(refiner: Refiner, source: PoseFiles, options: RefineOptions) -
         rows_per_part=options.part_rows,
         first_frame=options.first_frame,
     )
-    return _RefineJob(refiner, options, job).run()
+    return RefineJob(refiner, options, job)
 
 
-class _RefineJob:
+class RefineJob:
     """One process's share of a job: rows to the refiner, and back into their parts."""
 
     def __init__(self, refiner: Refiner, options: RefineOptions, job: FileJob):
@@ -108,36 +122,61 @@ class _RefineJob:
         self._seen: set[int] = set()
 
     def run(self) -> dict:
-        _, shards = self.options.shard_of
+        """Does this process's share; the last step of a job of one process is to merge. As `refine`."""
+        index, shards = self.options.shard_of
+        store, rows = self.start(shards)
+        with store:
+            mine = (part for part in self.job.parts() if part.number % shards == index)
+            with Progress("refine", rows, unit="poses") as progress:
+                done = self.refine(mine, store, progress)
+            if shards > 1:
+                self.draw(store, range(index, store.count, shards))
+                return {"shard": self.options.shard, "rows": done, "of": rows}
+            return self.finish(store)
+
+    def start(self, shards: int = 1) -> tuple[Parts, int]:
+        """Reads and checks everything, as `FileJob.start`. Every process that calls `refine` does so first."""
         store, rows = self.job.start(
             settings=self._settings(), check=self._check, checked=self._checked_all, shards=shards
         )
-        with store:
-            return self._run(store, rows)
-
-    def _run(self, store: Parts, rows: int) -> dict:
-        options, source = self.options, self.source
-        index, shards = options.shard_of
-        trust = self.trust.told or uniform(store.report["trust"]["value"], self.refiner.spec.skeleton.num_joints)
         self.exif = store.report["exif"]["applied"]
-        pictures = outputs_of(options.out)["pictures"]
-        if options.pictures:
-            claim(pictures, MADE_BY, store.job, replace=True)
-        with Progress("refine", rows, unit="poses") as progress:
-            mine = self._refine_parts(store, index, shards, trust, progress)
-        if options.pictures and not store.complete:
-            changes = [c for part in range(index, store.count, shards) for c in store.header(part).get("changes", ())]
-            read = functools.partial(self.images.read_named, exif=self.exif)
-            write_pictures(
-                changes, options.pictures, pictures, read, self.refiner.spec.skeleton, fraction=source.format.fraction
-            )
-        if shards > 1:
-            return {"shard": options.shard, "rows": mine, "of": rows}
-        return merge(options.out, store.job)
+        if self.options.pictures:
+            claim(outputs_of(self.options.out)["pictures"], MADE_BY, store.job, replace=True)
+        return store, rows
+
+    def finish(self, store: Parts) -> dict:
+        """After all parts are done: draws pictures, writes the output, and returns the report."""
+        self.draw(store, range(store.count))
+        return merge(self.options.out, store.job)
+
+    def draw(self, store: Parts, parts: Iterable[int]) -> None:
+        """Pictures of the largest changes in some parts."""
+        if not self.options.pictures or store.complete:
+            return
+        changes = [change for part in parts for change in store.header(part).get("changes", ())]
+        write_pictures(
+            changes,
+            self.options.pictures,
+            outputs_of(self.options.out)["pictures"],
+            functools.partial(self.images.read_named, exif=self.exif),
+            self.refiner.spec.skeleton,
+            fraction=self.source.format.fraction,
+        )
 
     def _settings(self) -> dict:
         """What the output depends on, beside the bytes of the input."""
-        skip = {"out", "detections", "checkpoint", "threads", "pictures", "strict", "shard"}
+        skip = {
+            "out",
+            "detections",
+            "checkpoint",
+            "threads",
+            "pictures",
+            "strict",
+            "shard",
+            "engine",
+            "address",
+            "workers",
+        }
         fields = {key: str(value) for key, value in vars(self.options).items() if key not in skip}
         told = self.trust.told and [np.asarray(of).tolist() for of in self.trust.told]
         return {"refiner": self.refiner.identity, "batch": self.refiner.batch_size, **fields, "trust": told}
@@ -180,17 +219,18 @@ class _RefineJob:
         if self.options.rescore and not (part.poses[row].joints[:, 2] > 0).any():
             part.scores[row] = 0.0
 
-    def _refine_parts(self, store: Parts, index: int, shards: int, trust: Trust, progress: Progress) -> int:
-        """Refines and writes those parts of this process that are not done; returns how many rows they have."""
+    def refine(self, parts: Iterable[Part], store: Parts, progress: Progress) -> int:
+        """Refines and writes those of the parts that are not done, in order; returns how many rows they have."""
         options = self.options
+        trust = self.trust.told or uniform(store.report["trust"]["value"], self.refiner.spec.skeleton.num_joints)
         waiting: deque[tuple[Part, list[int]]] = deque()
         done = rows = 0
         begun, read_before = time.monotonic(), self.photographs.read
 
         def work() -> Iterator[list[Group]]:
             nonlocal done
-            for part in self.job.parts():
-                if part.number % shards != index or self.job.has(part, store):
+            for part in parts:
+                if self.job.has(part, store):
                     done += len(part.poses)
                     progress.skip(len(part.poses))
                     continue

@@ -74,6 +74,12 @@ class RefineOptions:
     """do only every n-th part of the job, starting at the i-th (i/n); when all n are done, run posefix merge OUT"""
     part_rows: int = 1024
     """rows per part; an interruption loses at most the work on one part"""
+    engine: Literal["local", "ray"] = "local"
+    """ray: divide the parts among the devices of a Ray cluster, which see the same files; needs posefix-jax[ray]"""
+    address: str | None = None
+    """of the Ray cluster, auto for the one that this machine belongs to; by default one is started on this machine"""
+    workers: int = 0
+    """processes on the Ray cluster; 0: one for each GPU, or one for each machine without any"""
 
     def __post_init__(self):
         if min(self.batch_size, self.threads, self.iterations, self.part_rows) < 1 or self.pictures < 0:
@@ -87,7 +93,10 @@ class RefineOptions:
             raise PosefixError(f"--trust must lie in 0..1, found {self.trust}")
         if not 0 <= self.oks_nms <= 1:
             raise PosefixError(f"--oks-nms must lie in 0..1, found {self.oks_nms}")
-        _ = self.shard_of  # raises if it has another form
+        if self.workers < 0 or (self.engine == "local" and (self.address or self.workers)):
+            raise PosefixError("--address and --workers go with --engine ray; --workers must not be negative")
+        if self.shard_of[1] > 1 and self.engine == "ray":
+            raise PosefixError("--engine ray divides the job by itself; leave out --shard")
 
     @property
     def shard_of(self) -> tuple[int, int]:

@@ -6,7 +6,9 @@ folder with only `model` and `spec`. Saving is asynchronous and atomic.
 """
 
 import hashlib
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -162,10 +164,38 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, position: dict, spec: RefinerSpec) -> None:
-        """Saves a step, unless it is saved already. Returns as soon as the arrays are copied."""
+        """Saves a step, unless it is saved already. Returns as soon as the arrays are copied.
+
+        Raises:
+          PosefixError: the disk has no room for it, or an earlier step could not be written.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._check_room(step, sum(leaf.nbytes for leaf in jax.tree.leaves((state._asdict(), state.variables))))
+        with self._errors():
+            self._save(step, state, position, spec)
+
+    def _check_room(self, step: int, needed: int) -> None:
+        """Before anything is written, because a save that fails leaves Orbax's threads failing one after the other."""
+        free = shutil.disk_usage(self._manager.directory).free
+        if multihost_utils.broadcast_one_to_all(np.array(free < needed + (1 << 20))):
+            raise PosefixError(
+                f"{self._manager.directory}: step {step} needs up to {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are "
+                f"free; make room, and the same command goes on from step {self.latest_step or 0}"
+            )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise PosefixError(
+                f"{self._manager.directory}: a checkpoint could not be written ({str(error).splitlines()[0]:.200}); the "
+                "same command goes on from the last whole one"
+            ) from error
+
+    def _save(self, step: int, state: TrainState, position: dict, spec: RefinerSpec) -> None:
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -198,9 +228,10 @@ class Checkpointer:
         return TrainState(**restored["state"]), restored["input"]
 
     def close(self) -> None:
-        """Waits until the last save is complete."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until the last save is complete. Raises PosefixError if it could not be written."""
+        with self._errors():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def save_refiner(folder: Path, variables: dict, spec: RefinerSpec, *, dtype: DTypeLike = np.float32) -> None:

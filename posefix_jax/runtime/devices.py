@@ -112,11 +112,11 @@ def keep_compiled() -> None:
         kind = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
         kind = platform.processor()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "posefix_jax" / f"compiled-{zlib.crc32(kind.encode()):08x}"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "posefix_jax" / f"compiled-{zlib.crc32(kind.encode()):08x}"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # the home folder is not writable: compile at every start
+    except (OSError, RuntimeError):  # no home folder, or one that is not writable: compile at every start
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -3,16 +3,20 @@
 import gc
 import io
 import os
+import socket
 import tarfile
 import threading
+import time
 import zipfile
 
 import cv2
+import fsspec
+import fsspec.implementations.http
 import numpy as np
 import pytest
 
-from posefix_jax.data import limits
-from posefix_jax.data.image_sources import Images
+from posefix_jax.data import image_sources, limits
+from posefix_jax.data.image_sources import Images, Stored, file_system_of, open_binary
 from posefix_jax.data.images import UnreadableImage, read_image
 from posefix_jax.data.limits import LARGEST, MOST_PIXELS, Budget, pixels_of
 from posefix_jax.types import PosefixError
@@ -139,3 +143,57 @@ def test_a_photograph_is_held_until_it_is_gone(odd):
     del one
     gc.collect()
     assert limits.PIXELS._left == before
+
+
+ANSWERS = {
+    "no answer": None,
+    "cut short": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n[{",
+    "broken chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n[{",
+    "no HTTP": b"220 ready\r\n",
+    "a redirect to a file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
+    "redirects without end": b"HTTP/1.1 302 Found\r\nLocation: /d.json\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.fixture(params=ANSWERS)
+def odd_server(request, monkeypatch):
+    """The address of a server that answers every request so."""
+    monkeypatch.setattr(image_sources, "SECONDS", {"connect": 1, "sock_read": 1, "total": 3})
+    fsspec.implementations.http.HTTPFileSystem.clear_instance_cache()
+    listening, clients = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve():
+        while True:
+            try:
+                client, _ = listening.accept()
+            except OSError:
+                return
+            clients.append(client)
+            if (answer := ANSWERS[request.param]) is not None:
+                client.recv(1 << 16)
+                client.sendall(answer)
+                client.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+    thread.join(10)
+    for client in clients:
+        client.close()
+    fsspec.implementations.http.HTTPFileSystem.clear_instance_cache()
+
+
+def test_odd_servers_end_in_one_line(odd_server):
+    begun = time.monotonic()
+    with pytest.raises(PosefixError, match=f"^{odd_server}/d.json: .") as error:
+        with open_binary(f"{odd_server}/d.json") as file:
+            file.read()
+    assert "\n" not in str(error.value)
+    with pytest.raises(PosefixError, match=f"{odd_server}/i/: ."):
+        Images(f"{odd_server}/i/")
+    files, path = file_system_of(f"{odd_server}/i.jpg")
+    with pytest.raises(OSError):
+        Stored(files, path).read()
+    assert time.monotonic() - begun < 20

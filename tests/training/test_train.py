@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -150,7 +151,9 @@ def test_no_checkpoint_that_reads(config, whole, tmp_path):
         cut_short(step, "model")
     before = sorted(run.rglob("*"))
     for attempt in (lambda: train(dataclasses.replace(config, out=str(run))), lambda: load_refiner(run)):
-        with pytest.raises(PosefixError, match=r"no checkpoint can be read \(6: model/d/\w+: its checksum .*; 4: model/d/"):
+        with pytest.raises(
+            PosefixError, match=r"no checkpoint can be read \(6: model/d/\w+: its checksum .*; 4: model/d/"
+        ):
             attempt()
     with pytest.raises(PosefixError, match=r"checkpoints/6: damaged \(model/d/"):
         load_refiner(run / "checkpoints" / "6")
@@ -463,3 +466,22 @@ def test_starts_from_a_refiner_of_another_skeleton(config, tiny_spec, tmp_path, 
         kernel = np.asarray(state.params["backbone"][name]["kernel"])
         assert (kernel[:, :, :before] == 9).all() and (kernel[:, :, before + joints.index("nose")] == 9).all()
         assert not (kernel[:, :, before + joints.index("left_eye")] == 9).any()
+
+
+def test_a_full_disk_stops_a_run_that_goes_on_after_room_is_made(config, whole, tmp_path):
+    """Before anything of the checkpoint is written; a file system in memory is the disk."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        run = dataclasses.replace(config, out=str(disk / "run"))
+        with pytest.raises(PosefixError, match=r"step 2 needs up to \d MiB, \d MiB are free; make room"):
+            train(run)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        state, complete = train(run)
+        assert complete
+        assert_equal(jax.device_get(state), whole)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

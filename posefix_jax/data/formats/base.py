@@ -14,7 +14,7 @@ import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.data.image_sources import open_binary
-from posefix_jax.data.json_stream import LONGEST_ASIDE, Item, JsonStream, edit
+from posefix_jax.data.json_stream import Item, JsonStream, edit
 from posefix_jax.data.text_lines import Readable
 from posefix_jax.types import PosefixError
 
@@ -120,6 +120,7 @@ class Format:
       writes_score: a person has a score.
       groups_people: the people of a photograph share one element.
       lists_images: the file ends with a list of the images and their names (`tail_of`).
+      escapes: a name may have any letter, such as half of a pair, that UTF-8 cannot hold.
       is_binary: the file is binary: its elements have no text, and `writer` makes it of its pieces.
     """
 
@@ -139,6 +140,7 @@ class Format:
     writes_score = True
     groups_people = True
     lists_images = False
+    escapes = True
     is_binary = False
 
     # Reading
@@ -368,7 +370,7 @@ class JsonFormat(Format):
                         else:
                             lead = item.lead
                 elif name:
-                    lead += stream.value(LONGEST_ASIDE)[1]
+                    lead += stream.skipped()
             yield Item(lead + stream.rest(), "", None)
 
     def edited(self, file: "PoseFile", change: Edit) -> str:

@@ -54,6 +54,7 @@ class Csv(Table):
     """A record per person: the photograph, perhaps a track and a score, and columns `nose_x`, `nose_y`, `nose_score`, ..."""
 
     name = "csv"
+    escapes = False
     row_per_person = True
     score_path = ("score",)
     missing_at = (0.0, -1.0)
