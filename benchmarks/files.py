@@ -56,18 +56,24 @@ def quickest(run, runs: int = 3, clock=time.perf_counter) -> float:
     return min(times)
 
 
+def tiny_spec():
+    """The spec of a small refiner, which compiles quickly."""
+    from posefix_jax.core.joint_sets import COCO
+    from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
+
+    model = ModelConfig(backbone="resnet18", width=4, head_channels=4, crop_hw=(64, 64), pose_sigma=2.0)
+    return RefinerSpec(COCO, model, (True,) * 17, DecodeConfig("soft-argmax"))
+
+
 def fuzz(options) -> dict:
     import conftest
     import format_samples
     import fuzz as damage
 
-    from posefix_jax.core.joint_sets import COCO
-    from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
     from posefix_jax.refining.refine_files import RefineOptions, refine_rows
     from posefix_jax.refining.refiner import Refiner
 
-    model = ModelConfig(backbone="resnet18", width=4, head_channels=4, crop_hw=(64, 64), pose_sigma=2.0)
-    spec = RefinerSpec(COCO, model, (True,) * 17, DecodeConfig("soft-argmax"))
+    spec = tiny_spec()
     refiner = Refiner(conftest.identity_network(spec), {}, spec, batch_size=8)
     ends, quiet = Counter(), io.StringIO()
     with tempfile.TemporaryDirectory() as folder:

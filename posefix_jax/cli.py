@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from posefix_jax.types import PosefixError, nearest_names, set_quiet
+from posefix_jax.types import PosefixError, nearest_names, printable, set_quiet
 
 
 class Job:
@@ -315,14 +315,14 @@ def main(arguments: list[str] | None = None) -> int:
         if "--json" in flags:
             _print(json_of(result if isinstance(result, dict) else {"summary": shown}))
         elif shown:
-            _print(shown)
+            _print(printable(shown, longest=None))
         return job.code(result, options)
     except PosefixError as error:
         print(f"posefix: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"posefix: {place}{error.strerror or error}", file=sys.stderr)
+        print(f"posefix: {' '.join(printable(f'{place}{error.strerror or error}').split())}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "Unable to initialize backend" not in str(error):

@@ -27,7 +27,7 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         byte = len(error.doc[: error.pos].encode())
         raise PosefixError(f"{path}: broken JSON at byte {byte} ({error.msg})") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, an integer of thousands of digits, nested too deep
         raise PosefixError(f"{path}: not JSON text ({error})") from error
 
 

@@ -12,6 +12,16 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Real
 
+FARTHEST = 1e9
+"""Pixels. A joint that is farther away, at infinity or at NaN is missing, and a box of that size is none: the squares and
+products of such numbers leave float32, in which people are stored and refined."""
+
+
+def is_near(joints: Real[Any, "*K 3"]) -> Bool[Any, "*K"]:
+    """Which joints (x, y, score) are places: numbers below `FARTHEST`."""
+    return (abs(joints) < FARTHEST).all(axis=-1)
+
+
 Frame = Literal["unbiased", "reference"]
 """`unbiased`: edges map to edges, (x + 0.5) s - 0.5. `reference`: x s, as in the released code."""
 

@@ -16,7 +16,7 @@ from posefix_jax.core.skeleton import (
     kind_of,
     tell_joints,
 )
-from posefix_jax.types import PosefixError, nearest_names, warn_once
+from posefix_jax.types import PosefixError, is_name, listed, nearest_names, short, warn_once
 
 __all__ = [
     "AIC",
@@ -317,10 +317,17 @@ def load_skeleton(name_or_file: str) -> Skeleton:
     if path.suffix != ".json":
         raise PosefixError(f"unknown skeleton {name_or_file!r}: {nearest_names(name_or_file, SKELETONS)}")
     try:
-        return Skeleton.from_dict(json.loads(path.read_text()))
+        fields = json.loads(path.read_text())
+        if not isinstance(fields, dict):
+            raise PosefixError(
+                f"expected an object with name, joints, flip_pairs, sigmas, limbs, found {short(fields)}"
+            )
+        return Skeleton.from_dict(fields)
     except OSError as error:
         raise PosefixError(f"skeleton file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except PosefixError as error:
+        raise PosefixError(f"skeleton file {path}: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise PosefixError(f"skeleton file {path}: not JSON ({error})") from error
 
 
@@ -335,8 +342,8 @@ def skeleton_from_category(category: Mapping) -> Skeleton:
       PosefixError: the entry has no list of joint names, or other fields that are not a skeleton.
     """
     joints = category.get("keypoints", ())
-    if not isinstance(joints, list | tuple) or not all(isinstance(joint, str) for joint in joints):
-        raise PosefixError(f"the keypoints of a category must be joint names, found {joints!r:.60}")
+    if not isinstance(joints, list | tuple) or not all(is_name(joint) for joint in joints):
+        raise PosefixError(f"the keypoints of a category must be joint names, found {short(joints)}")
     names, plain = comparable_names(joints), [canonical(joint) for joint in joints]
     known = [skeleton for skeleton in SKELETONS.values() if comparable_names(skeleton.joints) == names]
     if known:  # MPII and MHP differ in spelling alone
@@ -346,7 +353,8 @@ def skeleton_from_category(category: Mapping) -> Skeleton:
         for i, name in enumerate(names)
         if name.startswith("left_") and "right_" + name[5:] in names
     ]
-    name = str(category.get("name", "custom"))
+    name = category.get("name")
+    name = name if is_name(name) else "custom"
     return Skeleton.from_dict(
         {
             "name": name,
@@ -374,6 +382,6 @@ def _limbs(pairs, count: int, name: str) -> list[tuple[int, int]]:
     if left_out:
         warn_once(
             f"the skeleton of category {name!r} has limbs that are not pairs of its {count} joints: "
-            f"{', '.join(map(str, left_out[:4]))}; they are not drawn"
+            f"{listed(map(short, left_out))}; they are not drawn"
         )
     return limbs

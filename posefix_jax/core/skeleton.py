@@ -1,13 +1,17 @@
 """The joints of a pose, and how joints of two sets are matched by name."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
-from posefix_jax.types import PosefixError, tell, warn_once
+from posefix_jax.types import PosefixError, is_integer, is_name, is_number, listed, short, tell, warn_once
+
+LEAST_SIGMA = 1e-6
+"""Of an OKS sigma: its square and that of its inverse are numbers in float32."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,25 @@ class Skeleton:
 
     def __post_init__(self):
         count = len(self.joints)
+        for names in ((self.name,), self.joints, self.groups):
+            if wrong := [name for name in names if not is_name(name)]:
+                raise PosefixError(
+                    f"skeleton {short(self.name)}: names must be text without control characters, got {short(wrong[0])}"
+                )
         if len(set(self.joints)) != count or not count:
-            raise PosefixError(f"skeleton {self.name}: joint names must be unique, got {self.joints}")
+            raise PosefixError(
+                f"skeleton {self.name}: joint names must be unique, and there must be some, got {count}: "
+                f"{listed(self.joints)}"
+            )
         for field in ("sigmas", "groups"):
             if len(getattr(self, field)) != count:
                 raise PosefixError(
                     f"skeleton {self.name}: {count} joints need {count} {field}, got {len(getattr(self, field))}"
                 )
-        if not all(sigma > 0 for sigma in self.sigmas):
-            raise PosefixError(f"skeleton {self.name}: sigmas must be positive, got {self.sigmas}")
+        if wrong := [sigma for sigma in self.sigmas if not LEAST_SIGMA <= sigma <= 1 / LEAST_SIGMA]:
+            raise PosefixError(
+                f"skeleton {self.name}: sigmas must be positive, from {LEAST_SIGMA:g} to {1 / LEAST_SIGMA:g}, got {wrong[0]}"
+            )
         for field in ("flip_pairs", "limbs"):
             for pair in getattr(self, field):
                 if len(pair) != 2 or not all(0 <= i < count for i in pair):
@@ -101,27 +115,39 @@ class Skeleton:
           PosefixError: a field is missing or of the wrong type.
         """
         try:
-            joints = tuple(fields["joints"])
+            joints = tuple(_each(fields["joints"], is_name, "a name of one line"))
+
+            def index(of: object) -> int:
+                return joints.index(of) if isinstance(of, str) else _each([of], is_integer, "an index")[0]
 
             def pairs(key: str) -> tuple[tuple[int, int], ...]:
-                return tuple(
-                    tuple(joints.index(i) if isinstance(i, str) else int(i) for i in pair) for pair in fields[key]
-                )
+                return tuple(tuple(index(of) for of in pair) for pair in fields[key])
 
+            groups = fields.get("groups") or [group_of(joint) for joint in joints]
             return cls(
-                name=str(fields["name"]),
+                name=_each([fields["name"]], is_name, "a name of one line")[0],
                 joints=joints,
                 flip_pairs=pairs("flip_pairs"),
-                sigmas=tuple(float(s) for s in fields["sigmas"]),
+                sigmas=tuple(float(s) for s in _each(fields["sigmas"], is_number, "a finite number")),
                 limbs=pairs("limbs"),
-                groups=tuple(fields.get("groups") or (group_of(joint) for joint in joints)),
-                never_annotated=tuple(int(i) for i in fields.get("never_annotated", ())),
+                groups=tuple(_each(groups, is_name, "a name of one line")),
+                never_annotated=tuple(_each(fields.get("never_annotated", []), is_integer, "an index")),
                 sigmas_guessed=bool(fields.get("sigmas_guessed", False)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PosefixError(
                 f"a skeleton needs name, joints, flip_pairs, sigmas and limbs (groups are optional); at fault: {error}"
             ) from error
+
+
+def _each(values: Any, fits: Callable[[object], bool], what: str) -> Any:
+    """The values, if they are a list of such values. Raises ValueError."""
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"expected a list, found {short(values)}")
+    for value in values:
+        if not fits(value):
+            raise ValueError(f"expected {what}, found {short(value)}")
+    return values
 
 
 _GLUED = re.compile(
@@ -298,10 +324,7 @@ def tell_joints(skeleton: Skeleton, source: object) -> None:
         by_sigma: dict[float, list[str]] = {}
         for joint, sigma in zip(skeleton.joints, skeleton.sigmas, strict=True):
             by_sigma.setdefault(sigma, []).append(joint)
-        values = "; ".join(
-            f"{sigma:g} for {', '.join(joints[:4])}{', ...' if len(joints) > 4 else ''}"
-            for sigma, joints in by_sigma.items()
-        )
+        values = "; ".join(f"{sigma:g} for {listed(joints)}" for sigma, joints in by_sigma.items())
         warn_once(
             f"{source}: the joints of {skeleton.name!r} are not a known set, so their OKS sigmas are a guess ({values}); "
             "give measured sigmas with --skeleton FILE"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from posefix_jax.core.geometry import PERSON_FILL
+from posefix_jax.core.geometry import FARTHEST, PERSON_FILL, is_near
 from posefix_jax.core.joint_sets import COCO, WHOLEBODY, WHOLEBODY_KEYS, skeleton_from_category
 from posefix_jax.core.skeleton import Skeleton, comparable_names
 from posefix_jax.data.formats.values import triples
 from posefix_jax.files import read_json
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, is_integer, is_name, is_number, listed, short
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotation
             "and categories"
         )
     if not isinstance(content, dict):
-        raise PosefixError(f"{path}: expected an object with images, annotations and categories, found {content!r:.40}")
+        raise PosefixError(
+            f"{path}: expected an object with images, annotations and categories, found {short(content, 40)}"
+        )
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if missing:
         raise PosefixError(f"{path}: not a COCO annotation file, no list {', '.join(missing)}")
@@ -112,23 +114,30 @@ def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotation
     if not categories:
         raise PosefixError(f"{path}: no category has keypoints; expected a keypoint annotation file")
     category = categories[0]
+    kinds: dict = {
+        _id(c, f"{path}: a category", "id", 1): None for c in categories if c["keypoints"] == category["keypoints"]
+    }
+    _of_one_kind(kinds, path)
+    try:
+        joints = skeleton_from_category(category)
+    except PosefixError as error:
+        raise PosefixError(f"{path}: the first category with keypoints: {error}") from error
     if skeleton is None:
-        skeleton = skeleton_from_category(category)
+        skeleton = joints
     elif comparable_names(skeleton.joints) != comparable_names(category["keypoints"]):
         raise PosefixError(
             f"{path}: its joints are {category['keypoints']!r:.200}, but the skeleton {skeleton.name} has "
             f"{list(skeleton.joints)!r:.200}; expected the same names in the same order"
         )
-    kinds: dict = {c.get("id", 1): None for c in categories if c["keypoints"] == category["keypoints"]}
     if skeleton == COCO and any(isinstance(e, dict) and "foot_kpts" in e for e in content["annotations"]):
         skeleton = WHOLEBODY
     images = _images(content, path)
     everybody, skipped = [], {"crowd": 0, "no labelled joint": 0, "other category": 0}
     for row, entry in enumerate(content["annotations"]):
         where = f"{path}: annotation {row}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int | str):
-            raise PosefixError(f"{where} has no image_id")
-        kind = entry.get("category_id", next(iter(kinds)))
+        if not isinstance(entry, dict):
+            raise PosefixError(f"{where} is not an object, found {short(entry)}")
+        kind = _id(entry, where, "category_id", next(iter(kinds)))
         if kind not in kinds:
             skipped["other category"] += 1
             continue
@@ -168,56 +177,95 @@ def read_annotation_files(path: Path, skeleton: Skeleton | None = None) -> Annot
         everybody += part.everybody
         categories |= dict.fromkeys(part.categories)
         skipped = {reason: count + part.skipped[reason] for reason, count in skipped.items()}
+    _of_one_kind(images, path)
     return Annotations(path, images, tuple(everybody), first.skeleton, skipped, tuple(categories))
 
 
+_MISSING = object()
+
+
+def _id(entry: dict, where: str, key: str, default: object = _MISSING) -> int | str:
+    """An id of an entry: an integer of at most 64 bits, or a name of one line."""
+    value = entry.get(key, default)
+    if value is _MISSING:
+        raise PosefixError(f"{where} has no {key}; expected an integer or a name")
+    if not is_integer(value) and not is_name(value):
+        raise PosefixError(f"{where}: {key} must be an integer or a name, found {short(value)}")
+    return value
+
+
+def _number(value: object, where: str, largest: float = FARTHEST) -> float:
+    if not is_number(value, largest):
+        raise PosefixError(f"{where} must be a finite number of at most {largest:g}, found {short(value)}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _box(value: object, where: str) -> tuple[float, float, float, float]:
+    if not isinstance(value, list) or len(value) != 4:
+        raise PosefixError(f"{where} must be 4 numbers (x, y, width, height), found {short(value)}")
+    x, y, width, height = (_number(part, f"{where}: each part") for part in value)
+    return x, y, width, height
+
+
 def _images(content: dict, path: Path) -> dict:
-    try:
-        return {image["id"]: image for image in content["images"]}
-    except (TypeError, KeyError) as error:
-        raise PosefixError(f"{path}: an entry of images has no id") from error
+    """The images by id, with what the readers take from them checked."""
+    images = {}
+    for row, image in enumerate(content["images"]):
+        where = f"{path}: image {row}"
+        if not isinstance(image, dict):
+            raise PosefixError(f"{where} is not an object with an id, found {short(image)}")
+        number = _id(image, where, "id")
+        if image.get("file_name") is not None:
+            _id(image, where, "file_name")
+        for key in ("width", "height"):
+            if image.get(key) is not None:
+                _number(image[key], f"{where}: {key}")
+        if image.get("vid_id") is not None:
+            _id(image, where, "vid_id")
+        images[number] = image
+    return _of_one_kind(images, path)
+
+
+def _of_one_kind(ids: dict, path: Path) -> dict:
+    """The same; raises PosefixError if some ids are numbers and others names: they have no order."""
+    if len({isinstance(number, str) for number in ids}) > 1:
+        raise PosefixError(f"{path}: some ids are numbers and others names ({listed(ids)}); expected one of them")
+    return ids
 
 
 def _person(entry: dict, row: int, skeleton: Skeleton, where: str) -> Person:
     joints = _joints(entry, skeleton.num_joints, where) if "keypoints" in entry else np.zeros((skeleton.num_joints, 3))
-    if not np.isfinite(joints).all():
-        raise PosefixError(f"{where}: a keypoint value is not finite")
-    box = entry.get("bbox")
-    if box is None:
+    if not is_near(joints).all():
+        raise PosefixError(f"{where}: a keypoint value is not a finite number below {FARTHEST:g}")
+    if entry.get("bbox") is None:
         seen = joints[joints[:, 2] > 0, :2] if (joints[:, 2] > 0).any() else np.zeros((1, 2))
-        box = [*seen.min(axis=0), *(seen.max(axis=0) - seen.min(axis=0))]
-    try:
-        box = tuple(float(value) for value in box)
-        area = float(PERSON_FILL * box[2] * box[3] if entry.get("area") is None else entry["area"])
-    except (TypeError, ValueError, IndexError) as error:
-        raise PosefixError(
-            f"{where}: bbox and area must be numbers, found {box!r:.60}, {entry.get('area')!r:.20}"
-        ) from error
-    if len(box) != 4 or not all(map(math.isfinite, (*box, area))):
-        raise PosefixError(f"{where}: bbox must be 4 finite numbers and area one, found {box}, {area}")
+        x, y, width, height = (float(part) for part in (*seen.min(axis=0), *np.ptp(seen, axis=0)))
+    else:
+        x, y, width, height = _box(entry["bbox"], f"{where}: bbox")
+    area = PERSON_FILL * width * height
+    if entry.get("area") is not None:
+        area = _number(entry["area"], f"{where}: area", FARTHEST**2)
     count = entry.get("num_keypoints")
     return Person(
-        entry.get("id", row),
-        entry["image_id"],
+        _id(entry, where, "id", row),
+        _id(entry, where, "image_id"),
         joints,
-        box,
+        (x, y, width, height),
         area,
         head_size=_head_size(entry, where),
-        num_keypoints=int(count) if isinstance(count, int | float) and math.isfinite(count) else None,
+        num_keypoints=None if count is None or not is_number(count, FARTHEST) else int(count),
     )
 
 
 def _head_size(entry: dict, where: str) -> float | None:
     size, box = entry.get("head_size"), entry.get("bbox_head")
-    try:
-        if size is None and box:
-            _, _, width, height = map(float, box)
-            size = 0.6 * math.hypot(width, height)
-        return float(size) if size is not None and 0 < float(size) < math.inf else None
-    except (TypeError, ValueError) as error:
-        raise PosefixError(
-            f"{where}: bbox_head must be 4 numbers (x, y, width, height) and head_size one, found {box!r:.60}, {size!r:.20}"
-        ) from error
+    if size is None and box:
+        _, _, width, height = _box(box, f"{where}: bbox_head")
+        size = 0.6 * math.hypot(width, height)
+    if size is None:
+        return None
+    size = _number(size, f"{where}: head_size")
+    return size if size > 0 else None
 
 
 def _whole_body(entry: dict, where: str) -> list:

@@ -1,16 +1,16 @@
 """An estimator's poses in the terms of annotations: their photographs, their joints, image pixels."""
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from posefix_jax.core.geometry import FARTHEST, is_near
 from posefix_jax.core.skeleton import Skeleton, joints_in, to_skeleton
 from posefix_jax.data.formats import Pose
 from posefix_jax.data.image_sources import PhotographNames, number_of
 from posefix_jax.data.pose_files import PoseFiles, find_files
-from posefix_jax.types import PosefixError, warn_once
+from posefix_jax.types import PosefixError, is_number, warn_once
 
 
 def read_detections(
@@ -26,8 +26,8 @@ def read_detections(
     """The poses of a file, or of all files of a folder, in any format that `posefix refine` reads.
 
     Photographs are matched by id ('139' is 139 if it is no file's name), else by file name; a number that is no id of the annotations is of another photograph,
-    whatever numbers their file names have. Joints are matched by name. A joint with a value that is not finite becomes
-    (0, 0, 0): it is missing, and similar to nothing.
+    whatever numbers their file names have. Joints are matched by name. A joint with a value that is not finite, or
+    beyond `FARTHEST`, becomes (0, 0, 0): it is missing, and similar to nothing.
 
     Args:
       place: a file, folder, pattern or URL.
@@ -64,7 +64,7 @@ def read_detections(
                 "photographs"
             )
         by_joint = joint_scores and pose.extras.get("scores")
-        if scored and not by_joint and not (pose.score is not None and math.isfinite(pose.score)):
+        if scored and not by_joint and not is_number(pose.score):
             annotated = source.format.name == "coco-annotations"
             hint = "; this is an annotation file, expected an estimator's poses" if annotated else ""
             raise PosefixError(f"{where} has no score that is a finite number, found {pose.score!r:.40}{hint}")
@@ -91,10 +91,10 @@ def _rows(source: PoseFiles) -> Iterator[tuple[str, Pose]]:
 
 
 def _joints(pose: Pose, source: PoseFiles, skeleton: Skeleton, image: Mapping, where: str) -> np.ndarray:
-    joints = np.where(np.isfinite(pose.joints).all(axis=-1, keepdims=True), pose.joints, 0.0)
+    joints = np.where(is_near(pose.joints)[:, None], pose.joints, 0.0)
     if source.format.fraction:
         size = image.get("width"), image.get("height")
-        if not all(isinstance(value, int | float) and value > 0 for value in size):
+        if not all(value is not None and is_number(value, FARTHEST) and value > 0 for value in size):
             raise PosefixError(
                 f"{where}: {source.format.name} has coordinates in fractions of the photograph's width and height, which the "
                 f"annotations lack for image {image.get('id')!r}; convert the file to coco with --images first"
@@ -105,7 +105,7 @@ def _joints(pose: Pose, source: PoseFiles, skeleton: Skeleton, image: Mapping, w
 
 def _check_scores(scores: object, skeleton: Skeleton, where: str) -> None:
     fits = isinstance(scores, list) and len(scores) == skeleton.num_joints
-    if not fits or not all(isinstance(s, int | float) and not math.isnan(s) for s in scores):  # type: ignore[attr-defined]
+    if not fits or not all(is_number(s) for s in scores):  # type: ignore[attr-defined]
         raise PosefixError(
             f"{where}: scores must be {skeleton.num_joints} numbers, one per joint of {skeleton.name}, found {scores!r:.40}"
         )

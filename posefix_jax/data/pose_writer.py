@@ -154,7 +154,9 @@ class PoseWriter:
                 raise PosefixError(f"{place}: a value is not finite; {form.name} cannot hold it")
             self.integer_ids &= isinstance(pose.image, int)
             if not form.escapes and any("\ud800" <= letter <= "\udfff" for letter in str(pose.image)):
-                raise PosefixError(f"{place}: the photograph's name {pose.image!r} has half a character, which {form.name} cannot hold; correct it")
+                raise PosefixError(
+                    f"{place}: the photograph's name {pose.image!r} has half a character, which {form.name} cannot hold; correct it"
+                )
             if self.converts_units and (self.images is None or self.images.find(pose.image) is None):
                 raise PosefixError(
                     f"{place}: the photograph {pose.image!r} is missing, and {form.name} or its input has coordinates in "

@@ -21,11 +21,13 @@ from posefix_jax.data.images import UnreadableImage, encode_jpeg, ordered_map, w
 from posefix_jax.data.records import MANIFEST, MAX_DETECTED, MAX_OTHERS, Manifest, Record
 from posefix_jax.files import MARK, check_apart, claim, discard
 from posefix_jax.report.progress import Progress
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, printable
 
 MADE_BY = "posefix prepare"
 MAX_SCALE, MAX_SHIFT = 1.3, 0.1
 """The largest augmentation that a patch has room for; `AugmentConfig` respects it."""
+SHOWN = 10
+"""Photographs that were not read, on the terminal."""
 MATCH_IOU = 0.2
 """Extent IoU from which an estimator's pose may belong to a person, if each is the other's best partner."""
 
@@ -230,7 +232,7 @@ def _write(folder: Path, people, annotations, images, files, found, options) -> 
             reason = f"{name}: not in {options.images}"
         else:
             try:
-                image = images.read(files[image_id], exif=options.exif)
+                image = images.read(files[image_id], exif=options.exif, in_turn=True)
             except UnreadableImage as error:
                 reason = f"{name}: {error}"
         records = [
@@ -363,5 +365,10 @@ def summary_of(manifests: list[Manifest]) -> str:
         )
     lines += [f"{count} people left out: {reason}" for reason, count in manifests[0].skipped.items() if count]
     for manifest in manifests:
-        lines += [f"photograph not read, so its people have weight 0: {reason}" for reason in manifest.unreadable]
+        lines += [
+            f"photograph not read, so its people have weight 0: {printable(reason)}"
+            for reason in manifest.unreadable[:SHOWN]
+        ]
+        if len(manifest.unreadable) > SHOWN:
+            lines.append(f"and {len(manifest.unreadable) - SHOWN} more photographs not read; {MANIFEST} lists them")
     return "\n".join(lines)

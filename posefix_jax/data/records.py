@@ -2,7 +2,7 @@
 
 import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ import numpy as np
 
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.files import inside, read_json, write_json
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, check_fields
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_OTHERS = 4
 """Neighbors stored per person, highest box IoU first. Further ones count towards the overlap, but no error is drawn
 from them or avoids them; the released code uses all."""
+LARGEST = 1 << 14
+"""Side of a patch, pixels."""
 MAX_DETECTED = 8
 """Estimators' poses stored per person."""
 
@@ -129,8 +131,15 @@ class Manifest:
                 key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
             }
             manifest = cls(skeleton=skeleton, **lists)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, PosefixError) as error:
             raise PosefixError(f"{folder / MANIFEST}: {error}; run `posefix prepare` again") from error
+        check_fields(replace(manifest, unreadable=(), sources=()), f"{folder / MANIFEST}: ")
+        if manifest.people < 1 or len(manifest.labelled) != skeleton.num_joints or not 1 <= manifest.patch <= LARGEST:
+            raise PosefixError(
+                f"{folder / MANIFEST}: expected people, a count per joint in labelled, and a patch of up to {LARGEST} "
+                f"pixels, found {manifest.people}, {len(manifest.labelled)} counts, {manifest.patch}; run `posefix "
+                "prepare` again"
+            )
         for shard in manifest.shards:
             inside(folder, shard, str(folder / MANIFEST))
         return manifest

@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 NO_JOINT = "no usable joint"
 NO_JOINT_NOR_BOX = "no usable joint and no usable bbox"
-FARTHEST = 1e100
-"""Pixels. A joint that is farther away, at infinity or at NaN is missing: a crop around it has no inverse in float64."""
 
 
 class Refined(NamedTuple):
@@ -246,16 +244,17 @@ class Engine:
     ) -> Crop | None:
         """The crop around one pose ([K, 3], image frame); None if no joint that the network knows is usable.
 
-        A joint is present if it is nearer than `FARTHEST` and its score is above `min_score`. If none is, the crop is placed around `box`
-        (x, y, width, height), where given: the network then estimates the pose from the photograph alone.
+        A joint is present if it is nearer than `geometry.FARTHEST` and its score is above `min_score`. If none is, the crop
+        is placed around `box` (x, y, width, height), where given and of such a size: the network then estimates the pose
+        from the photograph alone.
         """
         model = self.spec.model
-        present = (np.abs(pose) < FARTHEST).all(axis=1) & (pose[:, 2] > min_score)
+        present = geometry.is_near(pose) & (pose[:, 2] > min_score)
         around = present & np.asarray(self.spec.trained_joints)
         xy = np.where(present[:, None], pose[:, :2], 0.0)
         if around.any():
             box = geometry.crop_box_of_joints(xy, around, model.crop_hw)
-        elif box is not None:
+        elif box is not None and (np.abs(np.asarray(box, np.float64)) < geometry.FARTHEST).all():
             box = geometry.crop_box(np.asarray(box, np.float64), model.crop_hw)
         else:
             return None

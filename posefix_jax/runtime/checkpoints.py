@@ -6,6 +6,7 @@ folder with only `model` and `spec`. Saving is asynchronous and atomic.
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from jax.typing import DTypeLike
 from posefix_jax.core.models import RefinerSpec
 from posefix_jax.core.train_step import TrainState
 from posefix_jax.files import read_json, write_json
-from posefix_jax.types import PosefixError, warn_once
+from posefix_jax.types import PosefixError, listed, warn_once
 
 FOLDER = "checkpoints"
 ITEMS = {"model": "arrays", "spec": "json", "state": "arrays", "input": "json"}
@@ -291,17 +292,46 @@ def load_refiner(path: str | Path | None = None) -> tuple[dict, RefinerSpec]:
         )
     elif reason := damage_of(folder, REFINER):
         raise PosefixError(f"{path}: damaged ({reason})")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        spec = RefinerSpec.from_dict(
-            checkpointer.restore(folder, args=ocp.args.Composite(spec=ocp.args.JsonRestore()))["spec"]
-        )
+    try:
+        spec = RefinerSpec.from_dict(read_json(folder / "spec" / "metadata"))
         like = abstract_variables(spec)
+        _check_shapes(folder, like)
+    except PosefixError as error:
+        raise PosefixError(f"{path}: {error}") from error
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         model = ocp.args.StandardRestore(like)
         try:
             variables = checkpointer.restore(folder, args=ocp.args.Composite(model=model))["model"]
-        except (ValueError, KeyError) as error:
-            raise PosefixError(f"{path}: its weights do not fit its spec ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # whatever Orbax stumbles over in damaged files
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise PosefixError(f"{path}: its weights do not fit its spec, or are damaged ({reason})") from error
     return variables, spec
+
+
+def _check_shapes(folder: Path, like: Any) -> None:
+    """Compares the arrays that a checkpoint lists with the wanted ones.
+
+    Before they are read, because a failed restore leaves Orbax's other reads running.
+
+    Raises:
+      PosefixError: they differ, or there is no such list; says which.
+    """
+    wanted = {".".join(key.key for key in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(like)}
+    try:
+        about = read_json(folder / "model" / "_METADATA")
+        names = [".".join(part["key"] for part in entry["key_metadata"]) for entry in about["tree_metadata"].values()]
+        kinds = {entry["value_metadata"]["value_type"] for entry in about["tree_metadata"].values()}
+        if about["use_ocdbt"] is not True or about["use_zarr3"] is not False or kinds - {"np.ndarray", "jax.Array"}:
+            raise ValueError("they are stored in another way than posefix stores them")
+        base = (folder / "model").as_uri() + "/"
+        store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+        arrays = {name: json.loads(store.read(f"{name}/.zarray").result().value) for name in names}
+        found = {name: tuple(array["shape"]) for name, array in arrays.items()}
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise PosefixError(f"damaged (its list of arrays: {error})") from error
+    differ = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if differ:
+        raise PosefixError(f"its weights do not fit its spec ({len(differ)} arrays are others: {listed(differ)})")
 
 
 def abstract_variables(spec: RefinerSpec) -> Any:

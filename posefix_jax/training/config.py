@@ -12,7 +12,12 @@ from posefix_jax.core.models import DecodeConfig, ModelConfig
 from posefix_jax.core.train_step import InputConfig
 from posefix_jax.runtime.devices import ProcessConfig
 from posefix_jax.training.optimizer import OptimizerConfig
-from posefix_jax.types import PosefixError, function_in_file
+from posefix_jax.types import PosefixError, check_fields, function_in_file, short
+
+LONGEST_RUN = 1e7
+"""Minutes; a timer can wait for as long."""
+MOST_REPEATS = 1e6
+"""Of a folder in an epoch."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class DataConfig:
                 "data.batch_size and data.threads must be positive and data.workers not negative, found "
                 f"{self.batch_size}, {self.threads}, {self.workers}"
             )
+        check_fields(self, "data.")
+        if max(self.repeats, default=0) > MOST_REPEATS:
+            raise PosefixError(f"data.repeats must be at most {MOST_REPEATS:g}, found {max(self.repeats)}")
         if self.cache not in ("none", "device"):
             raise PosefixError(f"data.cache must be none or device, found {self.cache!r}")
 
@@ -87,6 +95,13 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __post_init__(self):
+        check_fields(self)
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            if dataclasses.is_dataclass(part.type):
+                if not isinstance(value, part.type):
+                    raise PosefixError(f"{part.name} must be a {part.type.__name__}, found {short(value)}")
+                check_fields(value, f"{part.name}.")
         for name in ("save_every", "validate_every", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise PosefixError(f"{name} must be positive, found {getattr(self, name)}")
@@ -95,6 +110,8 @@ class Config:
                 "stop_after, skip_nonfinite and profile must not be negative, found "
                 f"{self.stop_after}, {self.skip_nonfinite}, {self.profile}"
             )
+        if self.stop_after > LONGEST_RUN:
+            raise PosefixError(f"stop_after must be at most {LONGEST_RUN:g} minutes, found {self.stop_after}")
         if self.loss.heatmap == "gaussian" and (self.inputs.self_share or self.model.end_to_end):
             raise PosefixError(
                 "inputs.self_share and model.end_to_end need a soft-argmax; loss.heatmap gaussian does not train one"
@@ -120,7 +137,10 @@ def load_preset(path: str | Path) -> Config:
     path = Path(path)
     if not path.is_file():
         raise PosefixError(f"{path}: no such config file; the presets are in configs/")
-    config = function_in_file(path, "config")()
+    try:
+        config = function_in_file(path, "config")()
+    except PosefixError as error:  # of a field that does not fit
+        raise PosefixError(str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}") from error
     if not isinstance(config, Config):
         raise PosefixError(f"{path}: expected a function config() that returns a posefix_jax.Config")
     return config

@@ -12,12 +12,35 @@ from posefix_jax.core.models.mobilenet import STAGES as MOBILENET_STAGES
 from posefix_jax.core.models.movenet import POSE_LAYERS
 from posefix_jax.core.models.resnet import STAGES as RESNET_STAGES
 from posefix_jax.files import whole_file
-from posefix_jax.types import PosefixError
+from posefix_jax.types import PosefixError, listed, printable
 
 Arrays = dict[str, np.ndarray]
 
+LARGEST_WEIGHT = 1e15
+"""Its square is a number in float32."""
+
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 """torch's name of a batch norm's array: ours"""
+
+
+def float32(array: np.ndarray, place: str, axes: int | None = None) -> np.ndarray:
+    """Weights as float32.
+
+    Args:
+      array: from a file.
+      place: the file and the array's name, for the message.
+      axes: how many it must have; any number by default.
+
+    Raises:
+      PosefixError: it is empty, has other axes, or has values that are not finite numbers up to `LARGEST_WEIGHT`.
+    """
+    real = array.dtype.kind in "fiu"
+    if not real or not array.size or (axes is not None and array.ndim != axes):
+        wanted = "weights" if axes is None else f"weights with {axes} axes"
+        raise PosefixError(f"{place}: expected {wanted}, found {array.dtype} of shape {array.shape}")
+    if not (np.abs(array.astype(np.float64)) <= LARGEST_WEIGHT).all():
+        raise PosefixError(f"{place}: a weight is not a finite number of at most {LARGEST_WEIGHT:g}")
+    return array.astype(np.float32)
 
 
 def read_state_dict(path: Path) -> Arrays:
@@ -74,7 +97,8 @@ def import_backbone(path: Path, out: Path) -> str:
         for name, key in wanted.items():
             if name in arrays:
                 used.add(name)
-                found[key] = _kernel(arrays[name]) if key.endswith("kernel") else np.asarray(arrays[name], np.float32)
+                array = float32(arrays[name], f"{path}: {name}", 4 if key.endswith("kernel") else 1)
+                found[key] = _kernel(array) if key.endswith("kernel") else array
             else:
                 missing.append(name)
     if missing:
@@ -101,7 +125,7 @@ def save_backbone(out: Path, backbone: str, source: Path, arrays: Arrays, left: 
         np.savez(file, **cast(dict[str, Any], arrays | {"backbone": about}))
     total = sum(array.size for key, array in arrays.items() if key.startswith("params/"))
     return f"{backbone}, {total / 1e6:.1f} M weights, to {out}; train with --init {out}" + (
-        f"\nnot part of the network, left out: {', '.join(left)}" if left else ""
+        f"\nnot part of the network, left out: {printable(listed(left, 8))}" if left else ""
     )
 
 
@@ -115,19 +139,19 @@ def load_backbone(path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
       PosefixError: it is not such a file.
     """
     try:
-        with np.load(path) as file:
+        with open(path, "rb") as opened, np.load(opened) as file:
             arrays = dict(file)
-        name = json.loads(str(arrays.pop("backbone")))["backbone"]
-    except (OSError, ValueError, KeyError) as error:
-        raise PosefixError(f"{path}: not a file that `posefix import` wrote ({error})") from error
-    trees: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for key, array in arrays.items():
-        *folders, last = key.split("/")
-        tree = trees
-        for folder in folders:
-            tree = tree.setdefault(folder, {})
-        tree[last] = array
-    return name, trees["params"], trees["batch_stats"]
+        name = str(json.loads(str(arrays.pop("backbone")))["backbone"])
+        trees: dict[str, Any] = {"params": {}, "batch_stats": {}}
+        for key, array in arrays.items():
+            *folders, last = key.split("/")
+            tree = trees
+            for folder in folders:
+                tree = tree.setdefault(folder, {})
+            tree[last] = array
+        return name, dict(trees["params"]), dict(trees["batch_stats"])
+    except Exception as error:  # numpy and zipfile raise a dozen kinds
+        raise PosefixError(f"{path}: not a file that `posefix import` wrote, or damaged ({error})") from error
 
 
 def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[str, Any]:
@@ -149,22 +173,28 @@ def with_backbone(variables: dict[str, Any], path: Path, backbone: str) -> dict[
     name, params, batch_stats = load_backbone(path)
     if name != backbone:
         raise PosefixError(f"{path}: a {name}; this config trains a {backbone}")
-    stem = np.array(variables["params"]["backbone"]["stem"]["kernel"])
-    image = params["stem"]["kernel"]
     wrong = []
-    if image.shape[2] < stem.shape[2] and image.shape[:2] + image.shape[3:] == stem.shape[:2] + stem.shape[3:]:
-        stem[:, :, : image.shape[2]] = image
-        params["stem"]["kernel"] = stem
 
     def replace(old: Any, new: Any, place: str) -> Any:
         if isinstance(old, dict):
+            new = new if isinstance(new, dict) else {}
             fresh = set(POSE_LAYERS) - set(new)
             return {
-                key: value if key in fresh else replace(value, new[key], f"{place}/{key}") for key, value in old.items()
+                key: value if key in fresh else replace(value, new.get(key), f"{place}/{key}")
+                for key, value in old.items()
             }
+        if not isinstance(new, np.ndarray):
+            wrong.append(f"{place} is missing")
+            return old
+        new = float32(new, f"{path}: {place}")
+        if place == "params/stem/kernel" and new.ndim == 4 and new.shape[2] < old.shape[2]:
+            new = np.concatenate([new, np.asarray(old)[:, :, new.shape[2] :]], axis=2) if fits_beside(new, old) else new
         if old.shape != new.shape:
             wrong.append(f"{place} {tuple(new.shape)}, expected {tuple(old.shape)}")
         return new
+
+    def fits_beside(new: Any, old: Any) -> bool:
+        return new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:]
 
     head = params.pop("head", variables["params"]["head"])
     variables = variables | {

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from posefix_jax.core.models.mobilenet import STAGES
+from posefix_jax.files import inside
 from posefix_jax.types import PosefixError
-from posefix_jax.weights.backbone import Arrays, save_backbone
+from posefix_jax.weights.backbone import Arrays, float32, save_backbone
 
 _PREFIXES = ("StatefulPartitionedCall/", "center_net_mobile_net_v2fpn_feature_extractor/", "model_1/", "model/")
 _FOLDED = {"stem": "Conv1/Conv2D", "last": "Conv_1/Conv2D"}
@@ -36,7 +37,8 @@ def read_graph_model(path: Path) -> Arrays:
     arrays = {}
     try:
         for group in json.loads(path.read_text())["weightsManifest"]:
-            data, at = b"".join((path.parent / name).read_bytes() for name in group["paths"]), 0
+            files = [inside(path.parent, name, str(path)) for name in group["paths"]]
+            data, at = b"".join(file.read_bytes() for file in files), 0
             for weight in group["weights"]:
                 dtype = np.dtype(weight.get("quantization", weight)["dtype"])
                 array = np.frombuffer(data, dtype, int(np.prod(weight["shape"], dtype=int)), at)
@@ -45,7 +47,7 @@ def read_graph_model(path: Path) -> Arrays:
                 for prefix in _PREFIXES:
                     name = name.removeprefix(prefix)
                 arrays[name] = array.reshape(weight["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise PosefixError(f"{path}: not a TensorFlow.js graph model ({type(error).__name__}: {error})") from error
     return arrays
 
@@ -76,7 +78,8 @@ def import_movenet(path: Path, out: Path) -> str:
                 f"{path}: a MoveNet (tfhub.dev/google/movenet/singlepose) has {name!r}, but this file does not"
             )
         used.add(name)
-        return np.asarray(arrays[name], np.float32)
+        axes = 1 if name.endswith(("_bn_offset", "BiasAdd/ReadVariableOp")) else 4
+        return float32(arrays[name], f"{path}: {name}", axes)
 
     def folded(ours: str, theirs: str) -> None:
         norm, kernel = f"{ours}_norm", take(f"{theirs}_weights")

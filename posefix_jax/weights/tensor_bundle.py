@@ -46,7 +46,7 @@ def read_bundle(prefix: str | Path, wanted: Callable[[str], bool] = lambda name:
             if wanted(name):
                 arrays[name] = _array(prefix, name, _message(value), shards)
         return arrays
-    except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
         raise PosefixError(f"{index}: not a TensorFlow checkpoint index, or truncated ({error!r})") from error
 
 
@@ -60,8 +60,8 @@ def _array(prefix: str | Path, name: str, entry: dict, shards: int) -> np.ndarra
     if not path.is_file():
         raise PosefixError(f"{path}: no such file; the checkpoint's index names it")
     with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(size)
+        file.seek(min(offset, path.stat().st_size))
+        data = file.read(min(size, path.stat().st_size))
     if len(data) != size or size != int(np.prod(dims)) * np.dtype(dtype).itemsize:
         raise PosefixError(f"{path}: {name} of shape {dims} needs {size} bytes from {offset}, found {len(data)}")
     return np.frombuffer(data, dtype).reshape(dims)

@@ -8,6 +8,7 @@ from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
 from posefix_jax.core.models.resnet import STAGES
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import PosefixError
+from posefix_jax.weights.backbone import float32
 from posefix_jax.weights.tensor_bundle import read_bundle
 
 # From main/config.py of the released code; docs/fidelity.md compares all choices.
@@ -95,7 +96,7 @@ def variables_from_tf(arrays: dict[str, np.ndarray], spec: RefinerSpec, source: 
         elif array.shape != shape:
             wrong.append(f"{name} {array.shape}, expected {shape}")
         else:
-            return np.asarray(array, np.float32)
+            return float32(array, f"{source}: {name}")
         return np.zeros(shape, np.float32)
 
     params: dict = {}

@@ -159,7 +159,7 @@ def test_network_and_flip_averaging(network):
     np.testing.assert_allclose(logits[:, ::4, ::4], recorded["logits"], atol=1e-3)
     heat_xy = jax.vmap(heatmaps.mean_position)(logits)
     coord = geometry.heat_to_crop(heat_xy, STRIDE, "reference")
-    np.testing.assert_allclose(coord, recorded["coord"], atol=1e-3)
+    np.testing.assert_allclose(coord, recorded["coord"], atol=2e-3)  # 1.2e-3 on some processors
     np.testing.assert_allclose(refined.crop_xy, recorded["coord_flip_avg"], atol=2e-3)
 
 

@@ -10,6 +10,7 @@ from posefix_jax.core import heatmaps
 from posefix_jax.core.geometry import heat_to_crop
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.models import DecodeConfig, ModelConfig, RefinerSpec
+from posefix_jax.core.models.convolution import enlarged
 from posefix_jax.core.models.cpu_kernels import (
     depthwise_conv_by_shift,
     transposed_conv_by_phase,
@@ -18,7 +19,7 @@ from posefix_jax.core.models.cpu_kernels import (
 )
 from posefix_jax.core.models.layers import Conv, depthwise_conv, transposed_conv
 from posefix_jax.core.models.network import BACKBONES
-from posefix_jax.core.models.tpu_kernels import conv_in_blocks, depthwise_conv_in_full
+from posefix_jax.core.models.tpu_kernels import conv_in_blocks, conv_of_drawn, depthwise_conv_in_full
 from posefix_jax.core.skeleton import Skeleton
 from posefix_jax.types import PosefixError
 
@@ -98,8 +99,9 @@ def test_a_pose_is_convolved_as_if_its_maps_were_drawn(kernel, stride, offset):
         np.testing.assert_allclose(ours, plain, atol=1e-4)
 
 
+@pytest.mark.parametrize("formulation", [conv_in_blocks, conv_of_drawn])
 @pytest.mark.parametrize(("size", "offset"), [(7, 0), (7, 1), (3, 0), (3, 1)])
-def test_a_stem_in_blocks_is_the_plain_one(size, offset):
+def test_a_tpus_stem_is_the_plain_one(formulation, size, offset):
     """Values and the gradients to everything."""
     image = jax.random.normal(jax.random.key(0), (2, 16, 12, 3))
     maps = heatmaps.SeparableMaps(*(jax.random.normal(jax.random.key(n), (2, n, 4)) for n in (16, 12)))
@@ -116,8 +118,8 @@ def test_a_stem_in_blocks_is_the_plain_one(size, offset):
         gradients = jax.grad(lambda *inputs: (f(*inputs) * weight).sum(), (0, 1, 2))(image, maps, kernel)
         return jax.tree.leaves((f(image, maps, kernel), gradients))
 
-    in_blocks = functools.partial(conv_in_blocks, offset=offset)
-    for ours, theirs in zip(outcome(in_blocks), outcome(plain), strict=True):
+    ours_of = functools.partial(formulation, offset=offset)
+    for ours, theirs in zip(outcome(ours_of), outcome(plain), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
@@ -325,3 +327,10 @@ def _apart(a, b) -> float:
 def _two_joints(config: ModelConfig) -> RefinerSpec:
     skeleton = Skeleton("two", ("a", "b"), (), (0.1, 0.1), (), ("other", "other"))
     return RefinerSpec(skeleton, config, (True, True))
+
+
+@pytest.mark.parametrize("size", [(1, 5), (6, 4)])
+def test_enlarging_is_bilinear(size):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    expected = jax.image.resize(x, (2, 2 * size[0], 2 * size[1], 3), "bilinear")
+    np.testing.assert_allclose(enlarged(x), expected, atol=1e-6)

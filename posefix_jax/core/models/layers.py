@@ -17,7 +17,7 @@ from posefix_jax.core.models.cpu_kernels import (
     winograd_conv,
     winograd_suits,
 )
-from posefix_jax.core.models.tpu_kernels import conv_in_blocks, depthwise_conv_in_full
+from posefix_jax.core.models.tpu_kernels import conv_in_blocks, conv_of_drawn, depthwise_conv_in_full
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -38,7 +38,9 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = he_normal
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], maps: SeparableMaps | None = None) -> Float[Array, "B h w D"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], maps: SeparableMaps | None = None, *, train: bool = False
+    ) -> Float[Array, "B h w D"]:
         drawn = x.shape[-1]
         channels = drawn + (0 if maps is None else maps.rows.shape[-1])
         kernel = self.param("kernel", self.kernel_init, (self.kernel, self.kernel, channels, self.features))
@@ -53,8 +55,10 @@ class Conv(nn.Module):
                     maps, of_maps, self.stride, self.offset, self.dtype
                 )
 
-            in_blocks = functools.partial(conv_in_blocks, offset=self.offset) if self.stride == 2 else undrawn
-            x = jax.lax.platform_dependent(x, maps, kernel, tpu=in_blocks, default=undrawn)
+            on_tpu = functools.partial(conv_in_blocks if train else conv_of_drawn, offset=self.offset)
+            x = jax.lax.platform_dependent(
+                x, maps, kernel, tpu=on_tpu if self.stride == 2 else undrawn, default=undrawn
+            )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
             x = x + bias[None, None, None]
@@ -68,10 +72,10 @@ class Conv(nn.Module):
             return pixelwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
 
         if self.kernel == 1:
-            # Matrix products are five times faster on XLA:CPU, and the same on a GPU. After them a TPU's compiler keeps
-            # activations in an order that costs copies, by its model: training step of ResNet-50 256x192 1.18, refinement
-            # by the packaged refiner 1.49 (benchmarks/tpu.py).
-            return jax.lax.platform_dependent(x, kernel, tpu=native, default=flat)
+            # Matrix products are five times faster on XLA:CPU. After them a TPU's compiler keeps activations in an order
+            # that costs copies, by its model: training step of ResNet-50 256x192 1.18, refinement by the packaged refiner
+            # 1.49 (benchmarks/compiled.py). On their gradients the compiler for GPUs aborts (jax 0.10.2, gemm fusions).
+            return jax.lax.platform_dependent(x, kernel, cpu=flat, default=native)
         if (self.kernel, self.stride, self.offset) == (3, 1, 0) and winograd_suits(x.shape[1:3], kernel.shape[2:]):
             return jax.lax.platform_dependent(x, kernel, cpu=winograd_conv, default=native)
         return native(x, kernel)

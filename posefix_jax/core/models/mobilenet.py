@@ -64,7 +64,7 @@ class MobileNetV2(nn.Module):
         train: bool,
     ) -> list[Float[Array, "B _h _w _D"]]:
         """`side`, at a 4th of the image, is added to stage 2's output through a 1x1 convolution that starts at zero."""
-        x = Conv(self.width, 3, 2, self.offset, dtype=self.dtype, name="stem")(image, maps)
+        x = Conv(self.width, 3, 2, self.offset, dtype=self.dtype, name="stem")(image, maps, train=train)
         x = nn.relu6(self.norm(name="stem_norm")(x, train=train))
         outputs = []
         for stage, (expansion, channels, units, stride) in enumerate(STAGES, start=1):

@@ -1,7 +1,6 @@
 """MoveNet's network (Votel & Li 2021) as a refiner: MobileNetV2, a feature pyramid, and the pose as a second input."""
 
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from posefix_jax.core.heatmaps import SeparableMaps
+from posefix_jax.core.models.convolution import enlarged
 from posefix_jax.core.models.layers import Conv, DepthwiseConv
 from posefix_jax.core.models.mobilenet import MobileNetV2
 
@@ -42,9 +42,8 @@ class MoveNet(nn.Module):
         x = nn.relu6(self.norm(name="last_norm")(Conv(1280, 1, dtype=self.dtype, name="last")(x), train=train))
         x = Conv(PYRAMID[0], 1, use_bias=True, dtype=self.dtype, name="top")(x)
         for i, channels in enumerate(PYRAMID[1:], start=1):
-            _, h, w, before = x.shape
-            # `vmap`, because `resize` needs a concrete shape and the batch size of an exported program is symbolic.
-            x = jax.vmap(partial(jax.image.resize, shape=(2 * h, 2 * w, before), method="bilinear"))(x)
+            before = x.shape[-1]
+            x = enlarged(x)
             x = x + Conv(before, 1, use_bias=True, dtype=self.dtype, name=f"lateral{i}")(finer[-i])
             x = DepthwiseConv(dtype=self.dtype, name=f"merge{i}_depthwise")(x)
             x = Conv(channels, 1, dtype=self.dtype, name=f"merge{i}")(x)

@@ -17,12 +17,14 @@ from posefix_jax.core.models.mobilenet import MobileNetV2
 from posefix_jax.core.models.movenet import MoveNet
 from posefix_jax.core.models.resnet import STAGES, ResNet
 from posefix_jax.core.skeleton import Skeleton
-from posefix_jax.types import PosefixError, nearest_names, warn_once
+from posefix_jax.types import PosefixError, check_fields, nearest_names, warn_once
 
 STRIDE = 4
 """Crop pixels per heatmap cell: the backbone's 32, halved by each of three transposed convolutions."""
 
 BACKBONES = (*STAGES, "mobilenet_v2", "movenet")
+LARGEST_SIZE = 1 << 14
+"""Of channels and of the sides of a crop."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class ModelConfig:
     float32"""
 
     def __post_init__(self):
+        check_fields(self, "model.")
         if self.backbone not in BACKBONES:
             raise PosefixError(f"unknown backbone {self.backbone!r}: {nearest_names(self.backbone, BACKBONES)}")
         mobile = self.backbone in ("mobilenet_v2", "movenet")
@@ -90,8 +93,18 @@ class ModelConfig:
                 "model.width, head_channels and pose_sigma must be positive, found "
                 f"{self.width}, {self.head_channels}, {self.pose_sigma}"
             )
-        if len(self.crop_hw) != 2 or any(side % 32 or side <= 0 for side in self.crop_hw):
+        if max(self.width, self.head_channels, *self.crop_hw) > LARGEST_SIZE:
+            raise PosefixError(
+                f"model.width, head_channels and crop_hw must be at most {LARGEST_SIZE}, found "
+                f"{self.width}, {self.head_channels}, {self.crop_hw}"
+            )
+        if any(side % 32 or side <= 0 for side in self.crop_hw):
             raise PosefixError(f"model.crop_hw must be two positive multiples of 32, found {self.crop_hw}")
+        if min(self.image_std) <= 0 or self.norm_epsilon < 0:
+            raise PosefixError(
+                "model.image_std must be positive and model.norm_epsilon not negative, found "
+                f"{self.image_std}, {self.norm_epsilon}"
+            )
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
             raise PosefixError(f"model.compute_dtype must be auto, float32 or bfloat16, found {self.compute_dtype!r}")
         if self.pose_input not in ("gaussian", "one-hot", "none"):
@@ -200,6 +213,7 @@ class DecodeConfig:
     """calibrates the expected KS: slope and offset of its logit, and the offset's change with trust; empty: as it is"""
 
     def __post_init__(self):
+        check_fields(self, "decode.")
         methods = ("ks", "soft-argmax", "argmax")
         if self.method not in methods:
             raise PosefixError(f"unknown decode method {self.method!r}: {nearest_names(self.method, methods)}")
@@ -267,13 +281,14 @@ class RefinerSpec:
         """
         try:
             model = {key: tuple(v) if isinstance(v, list) else v for key, v in fields["model"].items()}
+            check_fields(model, "model.", ModelConfig)
             return cls(
                 skeleton=Skeleton.from_dict(fields["skeleton"]),
                 model=ModelConfig(**model),
                 trained_joints=tuple(bool(trained) for trained in fields["trained_joints"]),
                 decode=_decode_of(fields["decode"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PosefixError(f"not a refiner's spec: {error}") from error
 
     def network(self) -> RefinerNetwork:
@@ -289,4 +304,5 @@ def _decode_of(fields: dict) -> DecodeConfig:
         warn_once(
             f"this refiner was stored with keep_margin {kept[0]} and min_ks {kept[1]}, which are no longer used: say --trust"
         )
+    check_fields(fields, "decode.", DecodeConfig)
     return DecodeConfig(**fields)

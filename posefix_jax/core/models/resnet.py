@@ -61,7 +61,7 @@ class ResNet(nn.Module):
         self, image: Float[Array, "B H W 3"], maps: SeparableMaps, *, train: bool
     ) -> list[Float[Array, "B _h _w _D"]]:
         bottleneck, stages = STAGES[self.name_of_depth]
-        x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem")(image, maps)
+        x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem")(image, maps, train=train)
         x = nn.relu(self.norm(name="stem_norm")(x, train=train))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         features = []

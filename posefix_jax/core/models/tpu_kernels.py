@@ -1,7 +1,7 @@
 """Formulations of convolutions for TPUs. Weights and outcome are the same; `layers` uses them there.
 
 No TPU has run them yet. Below: the cycles that a TPU v5e's compiler models for the plain formulation over those for ours
-(benchmarks/tpu.py; libtpu 0.0.42).
+(benchmarks/compiled.py; libtpu 0.0.42).
 """
 
 import jax
@@ -18,7 +18,8 @@ def conv_in_blocks(
     """The convolution of `Conv` with stride 2 on an image and maps, E channels, for TPUs: with stride 1 on 2x2 blocks.
 
     A block has four times the channels and the kernel, padded by zeros, a quarter of the taps, so that the products are
-    large enough for the matrix units. The maps are drawn. Training step of ResNet-50 256x192: 1.11.
+    large enough for the matrix units. The maps are drawn. Training step of ResNet-50 256x192: 1.11. Refinement: 0.47,
+    because its crops come in another order; it runs `conv_of_drawn`.
     """
     (b, height, width, channels), size = x.shape, kernel.shape[0]
     h, w, joints = height // 2, width // 2, maps.rows.shape[-1]
@@ -33,6 +34,14 @@ def conv_in_blocks(
     kernel = kernel.reshape(taps, taps, blocks.shape[-1], -1)
     around = [(-(first // 2), taps - 1 + first // 2)] * 2
     return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def conv_of_drawn(
+    x: Float[Array, "B H W C"], maps: SeparableMaps, kernel: Float[Array, "k k E D"], offset: int = 0
+) -> Float[Array, "B h w D"]:
+    """The same as one convolution of image and maps."""
+    x = jnp.concatenate([x, maps.drawn().astype(x.dtype)], axis=-1)
+    return conv(x, kernel.astype(x.dtype), 2, offset)
 
 
 def depthwise_conv_in_full(

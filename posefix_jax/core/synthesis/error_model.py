@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from posefix_jax.core.skeleton import Skeleton
-from posefix_jax.types import ErrorKind, PosefixError
+from posefix_jax.core.skeleton import LEAST_SIGMA, Skeleton
+from posefix_jax.types import ErrorKind, PosefixError, check_fields, is_name, short
 
 DRAWN = ("jitter", "inversion", "swap", "miss")
 DRAW_ORDER = (ErrorKind.INVERSION, ErrorKind.SWAP, ErrorKind.MISS, ErrorKind.JITTER)
@@ -61,7 +61,10 @@ class ErrorModel:
     lengths: tuple[tuple[str, Lengths], ...] = ()
 
     def __post_init__(self):
-        where = f"error model {self.name}"
+        where = f"error model {short(self.name)}"
+        check_fields(self, f"{where}: ")
+        if not is_name(self.name) or not all(map(is_name, (group for group, _ in (*self.rates, *self.lengths)))):
+            raise PosefixError(f"{where}: it and its groups need names of one line")
         if not 1 > self.good_ks > self.jitter_ks > self.miss_ks > 0:
             raise PosefixError(
                 f"{where}: expected 1 > good_ks > jitter_ks > miss_ks > 0, found "
@@ -82,8 +85,14 @@ class ErrorModel:
                 f"{where}: together needs two correlations, of all joints and in addition of twins, for each of "
                 f"{', '.join(DRAWN)}; neither negative, with a sum below 1; found {self.together}"
             )
-        if self.sigma < 0:
-            raise PosefixError(f"{where}: sigma must not be negative, found {self.sigma}")
+        if not 0 <= self.sigma <= 1 / LEAST_SIGMA or 0 < self.sigma < LEAST_SIGMA:
+            raise PosefixError(
+                f"{where}: sigma must be 0, or from {LEAST_SIGMA:g} to {1 / LEAST_SIGMA:g}, found {self.sigma}"
+            )
+        if self.miss_weight < 0:
+            raise PosefixError(f"{where}: miss_weight must not be negative, found {self.miss_weight}")
+        if max(map(abs, (*self.count_bins, *np.ravel(self.crowded).tolist())), default=0) >= 2**31:
+            raise PosefixError(f"{where}: count_bins and crowded must be numbers of joints and people")
         for group, lengths in self.lengths:
             table = np.asarray(lengths, float)
             rising = table.ndim == 2 and (np.diff(table, axis=1) >= 0).all() and (table >= 0).all()
@@ -166,8 +175,9 @@ class ErrorModel:
             lengths = fields.pop("lengths", {})
             fields["lengths"] = tuple((group, tuple(tuple(row) for row in rows)) for group, rows in lengths.items())
             fields.pop("evidence", None)
+            check_fields({**fields, "rates": rates}, "", cls)
             return cls(rates=rates, **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise PosefixError(f"not an error model: {error}") from error
 
 
@@ -225,5 +235,7 @@ def read_error_model(path: str | Path) -> ErrorModel:
         return ErrorModel.from_json(Path(path).read_text())
     except OSError as error:
         raise PosefixError(f"error model {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PosefixError(f"error model {path}: not JSON text ({error})") from error
     except PosefixError as error:
         raise PosefixError(f"{path}: {error}") from error

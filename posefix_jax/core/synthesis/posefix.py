@@ -209,7 +209,7 @@ def _draw(
     """
     rates = jnp.asarray(errors.table(skeleton))[:, *errors.bin_of(*person)]  # [K, kinds]
     of_kind = slots.kind[:, None] == np.arange(5)  # [Q, kinds]
-    has_room = (jnp.einsum("qk,qe->ke", room, of_kind.astype(np.float32)) > 0) & labelled[:, None]
+    has_room = ((room > 0)[:, :, None] & of_kind[:, None]).any(axis=0) & labelled[:, None]
     rates = jnp.where(has_room, rates, 0.0)
     if np.any(errors.together):
         kind = _draw_correlated(key, rates, skeleton.flip_index, errors)

@@ -1,14 +1,15 @@
-"""What a TPU's own compiler makes of the training and the refinement step. Needs no TPU: libtpu compiles for one that is not there.
+"""What an accelerator's own compiler makes of the training and the refinement step, for one that is not there.
 
-    pip install 'posefix-jax[tpu]'
-    python benchmarks/tpu.py train [--topology v5e:2x2] [--backbone resnet50] [--input 256x192] [--batch 32] [--write]
-    python benchmarks/tpu.py refine [--topology v5e:2x2] [--backbone packaged] [--batch 128] [--write]
+    pip install 'posefix-jax[tpu]'    # or [cuda13]
+    python benchmarks/compiled.py train [--topology v5e:2x2] [--backbone resnet50] [--input 256x192] [--batch 32] [--write]
+    python benchmarks/compiled.py refine [--topology h100:1] [--backbone packaged] [--batch 128] [--write]
 
-The figures are the compiler's model, not measurements: `estimated_cycles` of each instruction, summed without regard to
-what runs at the same time, and its count of operations and bytes. They serve to compare formulations. An instruction to
-which the compiler gives no estimate is counted under `without_estimate`, with its bytes: a gather is one, and may take
-longer than everything else. `--batch` is per chip. The training step is the one that `posefix train` builds. `--plain`
-leaves out some of our formulations for TPUs, to see what each is worth.
+These are no measurements. Of a TPU's program it prints the compiler's `estimated_cycles`, summed without regard to what
+runs at the same time. An instruction without an estimate is counted under `without_estimate`, with its bytes: a gather is
+one, and may take longer than everything else. Of an H100's program, which names no times, it prints the kernels and the
+bytes that they read and write; `floor_ms` is those bytes at the memory's bandwidth. `--batch` is per chip. The training
+step is the one that `posefix train` builds. `--plain` leaves out some of our formulations for TPUs, to see what each is
+worth.
 """
 
 import argparse
@@ -23,9 +24,25 @@ from importlib.metadata import version
 ACCELERATORS = {"v5e": "v5litepod-4", "v5p": "v5p-8", "v6e": "v6e-4", "v4": "v4-8", "tpu7x": "tpu7x-8"}
 PEAK = {"v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
 """Operations per second of a chip in bfloat16, and its clock. https://cloud.google.com/tpu/docs/system-architecture-tpu-vm."""
+BANDWIDTH = {"h100": 3.35e12}
+"""Bytes per second of its memory. https://www.nvidia.com/en-us/data-center/h100/, SXM."""
 CLOCK = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9}
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 13 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""What the compiler for GPUs must know of the device."""
 FILES = {
     "augment.py": "augmentation",
     "synthesis": "synthesis",
@@ -55,12 +72,18 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     kind = options.topology.split(":")[0]
-    for name, value in {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": ACCELERATORS[kind],
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }.items():
+    if kind in ACCELERATORS:
+        compiler = f"libtpu {version('libtpu')}"
+        settings = {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": ACCELERATORS[kind],
+            "TPU_WORKER_HOSTNAMES": "localhost",
+        }
+    else:
+        compiler = f"jax-cuda13-pjrt {version('jax-cuda13-pjrt')}"
+        # Triton's products are chosen by trying them out, which needs the device.
+        settings = {"CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
+    for name, value in {"JAX_PLATFORMS": "cpu", **settings}.items():
         os.environ.setdefault(name, value)
     from measure import memory_GiB, write_result
 
@@ -76,9 +99,13 @@ def main() -> None:
         with open(options.hlo, "w") as file:
             file.write(text)
     figures = read_program(text)
-    cost = program.cost_analysis()
-    figures["operations"] = cost["flops"]
-    figures["bytes_accessed"] = cost["bytes accessed"]
+    if kind in BANDWIDTH:
+        figures["floor_ms"] = round(1e3 * figures["bytes_moved"] / BANDWIDTH[kind], 2)
+        figures["people_per_s_and_chip_at_most"] = round(batch / figures["bytes_moved"] * BANDWIDTH[kind])
+    else:
+        cost = program.cost_analysis()
+        figures["operations"] = cost["flops"]
+        figures["bytes_accessed"] = cost["bytes accessed"]
     if kind in CLOCK:
         modelled = figures["cycles"] / CLOCK[kind]
         figures["modelled_ms"] = round(1e3 * modelled, 2)
@@ -86,23 +113,18 @@ def main() -> None:
         figures["people_per_s_and_chip"] = round(batch / modelled)
     figures["memory_GiB"] = round(memory_GiB(program), 2)
     figures["compile_s"] = round(seconds)
-    device = f"{mesh.size} x {kind} ({options.topology}), modelled by libtpu {version('libtpu')}"
-    write_result("tpu", {"device": device, "what": options.what, "batch_per_chip": batch, **figures})
+    device = f"{mesh.size} x {kind} ({options.topology}), by {compiler}"
+    write_result("compiled", {"device": device, "what": options.what, "batch_per_chip": batch, **figures})
 
 
 def leave_out(formulations: list[str]) -> None:
     """Puts in their place what other accelerators run, or the plain operation."""
-    import jax.numpy as jnp
 
     from posefix_jax.core import augment
     from posefix_jax.core.models import layers
-    from posefix_jax.core.models.convolution import conv, depthwise
+    from posefix_jax.core.models.convolution import depthwise
 
     convolved = layers.Conv._convolved
-
-    def drawn(x, maps, kernel, offset):
-        x = jnp.concatenate([x, maps.drawn().astype(x.dtype)], axis=-1)
-        return conv(x, kernel.astype(x.dtype), 2, offset)
 
     def by_products(self, x, kernel):
         if self.kernel > 1:
@@ -111,7 +133,7 @@ def leave_out(formulations: list[str]) -> None:
 
     plain = {
         "crop": (augment, "warp_in_passes", augment.warp_by_pixel),
-        "stem": (layers, "conv_in_blocks", drawn),
+        "stem": (layers, "conv_in_blocks", layers.conv_of_drawn),
         "1x1": (layers.Conv, "_convolved", by_products),
         "depthwise": (layers, "depthwise_conv_in_full", depthwise),
     }
@@ -125,7 +147,19 @@ def mesh_of(topology: str):
 
     from posefix_jax.runtime.devices import data_mesh
 
-    return data_mesh(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    kind, shape = topology.split(":")
+    if kind in ACCELERATORS:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    else:
+        described = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{shape}")
+    return data_mesh(described.devices)
+
+
+def abstract(tree):
+    """The shapes of a tree, placed nowhere."""
+    import jax
+
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def lower_training(options, mesh, batch: int):
@@ -136,8 +170,8 @@ def lower_training(options, mesh, batch: int):
     from posefix_jax.runtime.devices import data_mesh
 
     step, state_on = training(model_of(options, options.backbone or "resnet50"), mesh)
-    state = jax.eval_shape(lambda: state_on(data_mesh()))
-    return step.lower(state, batch_shapes(batch * mesh.size, options.patch), jax.random.key(0))
+    state = abstract(jax.eval_shape(lambda: state_on(data_mesh())))
+    return step.lower(state, batch_shapes(batch * mesh.size, options.patch), abstract(jax.random.key(0)))
 
 
 def lower_refinement(options, mesh, batch: int):
@@ -160,7 +194,7 @@ def lower_refinement(options, mesh, batch: int):
     parts, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     step = jax.jit(make_refine_step(spec.network().apply, spec), in_shardings=(whole, parts, parts, parts))
     return step.lower(
-        abstract_variables(spec),
+        abstract(abstract_variables(spec)),
         jax.ShapeDtypeStruct((people, h, w, 3), jnp.uint8),
         jax.ShapeDtypeStruct((people, joints, 2), jnp.float32),
         jax.ShapeDtypeStruct((people, joints), bool),
@@ -176,40 +210,66 @@ def model_of(options, backbone: str):
 
 
 def read_program(text: str) -> dict:
-    """What the text of a compiled program says: cycles by part, collectives, what has no estimate."""
+    """What the text of a compiled program says: cycles or bytes by part, collectives, what has no estimate."""
     bodies = computations(text)
     frames = Frames(text)
-    by_part: Counter = Counter()
+    sizes = sizes_of(bodies)
+    cycles: Counter = Counter()
+    moved: Counter = Counter()
     collectives: dict = defaultdict(lambda: [0, 0])
     unknown: dict = defaultdict(lambda: [0, 0])
     counts: Counter = Counter()
     for name, times in executed(bodies).items():
         for line in bodies[name]:
-            found = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\(", line)
+            found = INSTRUCTION.match(line)
             if not found:
                 continue
-            size, opcode = size_of(found[1]), found[2]
+            size, opcode = size_of(found[2]), found[3]
             kind = opcode.removesuffix("-start")
+            part = frames.part_of(line, kind)
             if kind in COLLECTIVES:
                 collectives[kind][0] += times
                 collectives[kind][1] += times * size
             counts["copies"] += times * opcode.startswith("copy")
             counts["fusions"] += times * (opcode == "fusion")
-            cycles = re.search(r'"estimated_cycles":"?(\d+)', line)
-            if cycles:
-                by_part[frames.part_of(line, kind)] += times * int(cycles[1])
+            if opcode in ("fusion", "custom-call", "copy", "gather", "scatter", "sort", *COLLECTIVES):
+                operands = re.findall(r"%([\w.\-]+)", line[found.end() :].split(")")[0])
+                moved[part] += times * (size + sum(sizes.get(operand, 0) for operand in operands))
+            if target := re.search(r'custom_call_target="([^"]+)"', line):
+                counts[target[1]] += times
+            if estimate := re.search(r'"estimated_cycles":"?(\d+)', line):
+                cycles[part] += times * int(estimate[1])
             elif kind in ("fusion", "gather", "scatter", "sort", "custom-call", "convolution"):
                 what = "gather" if "gather" in line.split(" = ")[0] else kind
-                unknown[f"{what} ({frames.part_of(line, kind)})"][0] += times
-                unknown[f"{what} ({frames.part_of(line, kind)})"][1] += times * size
-    total = sum(by_part.values())
+                unknown[f"{what} ({part})"][0] += times
+                unknown[f"{what} ({part})"][1] += times * size
+    if cycles:
+        figures = {
+            "cycles": cycles.total(),
+            "share_of_cycles": shares(cycles),
+            "without_estimate": {name: {"count": n, "result_bytes": size} for name, (n, size) in unknown.items()},
+        }
+    else:
+        figures = {"bytes_moved": moved.total(), "share_of_bytes": shares(moved)}
     return {
-        "cycles": total,
-        "share_of_cycles": {part: round(cycles / total, 4) for part, cycles in by_part.most_common()},
-        "without_estimate": {name: {"count": n, "result_bytes": size} for name, (n, size) in unknown.items()},
+        **figures,
         "collectives": {name: {"count": n, "bytes": size} for name, (n, size) in collectives.items()},
         **counts,
     }
+
+
+INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
+
+
+def shares(counter: Counter) -> dict[str, float]:
+    """Each part's share, the largest first."""
+    return {part: round(value / counter.total(), 4) for part, value in counter.most_common()}
+
+
+def sizes_of(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """Bytes of each instruction's result."""
+    found = (INSTRUCTION.match(line) for lines in bodies.values() for line in lines)
+    return {match[1]: size_of(match[2]) for match in found if match}
 
 
 def computations(text: str) -> dict[str, list[str]]:
