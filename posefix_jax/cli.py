@@ -348,7 +348,8 @@ def _set_up_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
         elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):
+                getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def json_of(result: dict) -> str:

@@ -1,6 +1,7 @@
 """Plots as SVG text, by matplotlib: in the color of the text around them, with values as tooltips."""
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -169,7 +170,9 @@ def _svg(title: str, size: tuple[float, float], draw: Callable[[Axes], Tips], *,
             artist.set_gid(f"tip-{number}")
         if legend:
             figure.legend(loc="outside upper left", ncols=7, handlelength=1, columnspacing=1.2)
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        with warnings.catch_warnings():  # names so long that they leave no room for the axes
+            warnings.simplefilter("ignore", UserWarning)
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(text.getvalue())
     root.remove(root[0])  # the metadata
     for name in ("width", "height"):
