@@ -347,7 +347,7 @@ def test_shards_are_merged_and_checked(identity, job):
     with pytest.raises(PosefixError, match="begins with row 0, expected 8; a row is doubled"):
         merge(job.out)
     second.write_bytes(b"")
-    with pytest.raises(PosefixError, match="not a part, or a damaged one"):
+    with pytest.raises(PosefixError, match="damaged, its checksum does not fit"):
         merge(job.out)
     (parts / "kept").rename(second)
     assert merge(job.out)["refined"] == 24
