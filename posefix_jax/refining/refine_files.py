@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from posefix_jax.refining.file_photographs import FilePhotographs, check_units, 
 from posefix_jax.refining.file_trust import FileTrust
 from posefix_jax.refining.refine_options import RefineOptions
 from posefix_jax.refining.refiner import Refiner
-from posefix_jax.refining.resumable_output import MADE_BY, Parts, merge, outputs_of
+from posefix_jax.refining.resumable_output import MADE_BY, MANIFEST, JobManifest, Parts, merge, outputs_of
 from posefix_jax.report.progress import Progress
 from posefix_jax.runtime.devices import keep_compiled
 from posefix_jax.types import PosefixError, tell
@@ -92,6 +93,22 @@ def _job_over(refiner: Refiner, source: PoseFiles, options: RefineOptions) -> "R
     return RefineJob(refiner, options, job)
 
 
+class JobStart(NamedTuple):
+    """What another process needs of the one that started the job, to do parts of it without checking all rows again.
+
+    Attributes:
+      job: digest of the job.
+      refiner: its identity.
+      content: digest of the input files.
+      integer_ids: whether all photographs are called by integers, which only the check of all rows tells.
+    """
+
+    job: str
+    refiner: str
+    content: str
+    integer_ids: bool
+
+
 class RefineJob:
     """One process's share of a job: rows to the refiner, and back into their parts."""
 
@@ -135,7 +152,7 @@ class RefineJob:
             return self.finish(store)
 
     def start(self, shards: int = 1) -> tuple[Parts, int]:
-        """Reads and checks everything, as `FileJob.start`. Every process that calls `refine` does so first."""
+        """Reads and checks everything, as `FileJob.start`. A process that calls `refine` does so first, or joins."""
         store, rows = self.job.start(
             settings=self._settings(), check=self._check, checked=self._checked_all, shards=shards
         )
@@ -143,6 +160,26 @@ class RefineJob:
         if self.options.pictures:
             claim(outputs_of(self.options.out)["pictures"], MADE_BY, store.job, replace=True)
         return store, rows
+
+    def started(self, store: Parts) -> JobStart:
+        """After `start`: what the other processes' `join` takes."""
+        return JobStart(store.job, self.refiner.identity, self.source.digest(), self.job.writer.integer_ids)
+
+    def join(self, start: JobStart) -> Parts:
+        """The parts of a job that another process has started and holds. Raises PosefixError: this one sees other files."""
+        folder = outputs_of(self.options.out)["parts"]
+        if not (folder / MANIFEST).is_file() or JobManifest.read(folder).job != start.job:
+            raise PosefixError(f"{folder}: not the job that was started; every process must see one --out")
+        if self.refiner.identity != start.refiner:
+            raise PosefixError(
+                f"{self.options.checkpoint}: differs from the refiner of the process that started the job"
+            )
+        if self.source.digest() != start.content:
+            raise PosefixError(f"{self.source.path}: differs from what the process that started the job read")
+        store = Parts(self.options.out, JobManifest.read(folder))
+        self.exif = store.report["exif"]["applied"]
+        self.job.writer.integer_ids = start.integer_ids
+        return store
 
     def finish(self, store: Parts) -> dict:
         """After all parts are done: draws pictures, writes the output, and returns the report."""
