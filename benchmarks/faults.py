@@ -1,6 +1,6 @@
 """What faults do to jobs over files: a kill before each file operation, a disk that is full, flipped bits.
 
-    python benchmarks/faults.py DETECTIONS.json [--people 60] [--flips 2000] [--write]
+    python benchmarks/faults.py DETECTIONS.json [--people 60] [--flips 200] [--write]
 
 kill: a conversion to one file, and one to a file for each photograph, is killed (SIGKILL) before its first, second, ...
 file operation; then the same command runs again. Its output must be that of an undisturbed run, byte for byte, and no
@@ -10,6 +10,7 @@ stored weight is flipped; a job or a refiner must refuse it. Any other end is co
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -93,52 +94,55 @@ def content(folder: Path) -> dict:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def kills(job: Callable[[Path], list[str]], folder: Path) -> Counter:
-    """Kills before each file operation."""
-    calm, killed, counts = folder / "calm", folder / "killed", Counter()
-    calm.mkdir()
-    assert child(lambda: posefix(job(calm)))[0] == 0
-    number = 0
-    while True:
-        killed.mkdir()
-        code, _ = child(lambda: posefix(job(killed)), before=kill_at(number, killed))
-        if code == 0:
-            shutil.rmtree(killed)
-            return counts
-        assert code == -signal.SIGKILL, code
-        code, said = child(lambda: posefix(job(killed)))
-        complete = content(killed) == content(calm)
-        if complete and (code == 0 or "is not empty" in said):
-            counts["right" if code == 0 else "was complete"] += 1
-        else:
-            counts["wrong"] += 1
-            print("kill", number, code, said[-300:], sorted(set(content(killed)) ^ set(content(calm))), file=sys.stderr)
-        shutil.rmtree(killed)
-        number += 1
+Job = Callable[[Path], list[str]]
 
 
-def full(job: Callable[[Path], list[str]], folder: Path) -> Counter:
-    """A disk that is full after so many bytes."""
-    calm, filled, counts = folder / "calm-too", folder / "full", Counter()
+def tried(
+    job: Job, folder: Path, fault: Callable[[int, Path], Callable[[], None]], judge: Callable[[int, str, int, str], str]
+) -> Counter:
+    """Runs a job under the first, second, ... fault until one does it no harm, and each time once more without.
+
+    Args:
+      job: the command that writes into a folder.
+      folder: to work in.
+      fault: from its number and the job's folder; what the job's process does before.
+      judge: from exit code and standard error of both runs, what to count where the output is whole in the end; "" is wrong.
+    """
+    calm, harmed, counts = folder / "calm", folder / "harmed", Counter()
     calm.mkdir()
     assert child(lambda: posefix(job(calm)))[0] == 0
-    size = 0
-    while True:
-        filled.mkdir(exist_ok=True)
-        code, said = child(lambda: posefix(job(filled)), before=limited_to(size))
+    for number in itertools.count():
+        harmed.mkdir()
+        code, said = child(lambda: posefix(job(harmed)), before=fault(number, harmed))
         if code == 0:
-            shutil.rmtree(filled)
             return counts
-        lines = [line for line in said.splitlines() if line.startswith("posefix:")]
-        one_line = code == 2 and len(lines) == 1 and "Traceback" not in said
-        again, _ = child(lambda: posefix(job(filled)))
-        if one_line and again == 0 and content(filled) == content(calm):
-            counts["right"] += 1
-        else:
-            counts["wrong"] += 1
-            print("full at", size, code, again, said[-300:], file=sys.stderr)
-        shutil.rmtree(filled)
-        size = max(size * 2, 1)
+        again, said_again = child(lambda: posefix(job(harmed)))
+        end = judge(code, said, again, said_again) if content(harmed) == content(calm) else ""
+        counts[end or "wrong"] += 1
+        if not end:
+            left = sorted(set(content(harmed)) ^ set(content(calm)))
+            print(number, code, said[-300:], again, said_again[-300:], left, file=sys.stderr)
+        shutil.rmtree(harmed)
+    return counts
+
+
+def judge_kill(code: int, said: str, again: int, said_again: str) -> str:
+    if code != -signal.SIGKILL:
+        return ""
+    if again == 0:
+        return "right"
+    return "was complete" if "is not empty" in said_again else ""
+
+
+def judge_full(code: int, said: str, again: int, said_again: str) -> str:
+    lines = [line for line in said.splitlines() if line.startswith("posefix:")]
+    return "right" if code == 2 and len(lines) == 1 and "Traceback" not in said and again == 0 else ""
+
+
+FAULTS = {
+    "kill": (kill_at, judge_kill),
+    "full": (lambda number, _: limited_to(2 ** (number - 1) if number else 0), judge_full),
+}
 
 
 def flipped(path: Path, draw: random.Random) -> None:
@@ -148,9 +152,9 @@ def flipped(path: Path, draw: random.Random) -> None:
     path.write_bytes(data)
 
 
-def flips_in_parts(job: Callable[[Path], list[str]], folder: Path, count: int) -> Counter:
+def flips_in_parts(job: Job, folder: Path, count: int) -> Counter:
     """Flips in the parts of a job that was killed before it put them together."""
-    calm, killed, counts, draw = folder / "calm-3", folder / "flipped", Counter(), random.Random(0)
+    calm, killed, counts, draw = folder / "calm", folder / "flipped", Counter(), random.Random(0)
     for name in (calm, killed):
         name.mkdir()
     assert child(lambda: posefix(job(calm)))[0] == 0
@@ -216,9 +220,9 @@ def main() -> int:
         jobs = {"one_file": one, "a_file_each": many}
         found = {}
         for kind, job in jobs.items():
-            for what, try_it in (("kill", kills), ("full", full)):
+            for what, (fault, judge) in FAULTS.items():
                 with tempfile.TemporaryDirectory(dir=folder) as work:
-                    found[f"{what}, {kind}"] = try_it(job, Path(work))
+                    found[f"{what}, {kind}"] = tried(job, Path(work), fault, judge)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             found["flip, part"] = flips_in_parts(one, Path(work), options.flips)
         found["flip, weights"] = flips_in_weights(folder, options.flips)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from posefix_jax.types import PosefixError
 
@@ -198,6 +198,22 @@ def discard(folder: Path, made_by: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def locked(file: IO, *, shared: bool = False) -> bool:
+    """Locks an open file for as long as it is open; False if another process has locked it.
+
+    Args:
+      file: on a file system without locks it counts as locked.
+      shared: several processes may lock it together.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextmanager
 def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Locks a folder against other processes; the lock ends with the process, however that ends.
@@ -216,12 +232,8 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     except FileNotFoundError as error:
         raise busy from error
     with lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise busy from error
-        except OSError:  # a file system without locks
-            pass
+        if not locked(lock, shared=shared):
+            raise busy
         try:
             same = os.fstat(lock.fileno()).st_ino == path.stat().st_ino
         except FileNotFoundError:

@@ -46,7 +46,7 @@ class Stored(NamedTuple):
     def _is_local(self) -> bool:
         return isinstance(self.files, LocalFileSystem)
 
-    def size(self) -> int:
+    def _size(self) -> int:
         """Bytes; 0 if that is not known before they are read. Raises OSError: a device, a pipe, or more than `LARGEST`."""
         if self.member is not None:
             return check_size(self.member[1].file_size)
@@ -55,7 +55,15 @@ class Stored(NamedTuple):
         return size_of_file(self.path) if self._is_local else 0
 
     def read(self) -> bytes:
-        """All bytes. Raises OSError and what a damaged zip raises."""
+        """All bytes. Waits until there is room for them, `limits.LARGEST` in all threads.
+
+        Raises:
+          OSError: it cannot be read, is a device or a pipe, or has more than `LARGEST` bytes. A damaged zip raises others.
+        """
+        with BYTES.of(self._size()):
+            return self._read()
+
+    def _read(self) -> bytes:
         if self.member is not None:
             packed, info = self.member
             return packed.read(info)
@@ -116,12 +124,10 @@ def open_binary(path: str) -> Iterator[Any]:
                     yield unpacked
             else:
                 yield file
-    except PosefixError:
-        raise
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, ImportError, ValueError) as error:
         raise PosefixError(f"{path}: {_reason(error)}") from error
     except Exception as error:  # a server's library raises errors of its own
-        if not remote:
+        if isinstance(error, PosefixError) or not remote:
             raise
         raise PosefixError(f"{path}: {type(error).__name__}: {error}") from error
 
@@ -311,10 +317,8 @@ class Images:
             return share.until_gone(decode_image(data, exif=exif))
 
     def _bytes(self, path: str) -> bytes:
-        stored = self._stored[path]
         try:
-            with BYTES.of(stored.size()):
-                return stored.read()
+            return self._stored[path].read()
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UnreadableImage(_reason(error)) from error
 

@@ -254,8 +254,8 @@ class Engine:
         xy = np.where(present[:, None], pose[:, :2], 0.0)
         if around.any():
             box = geometry.crop_box_of_joints(xy, around, model.crop_hw)
-        elif box is not None and (np.abs(np.asarray(box, np.float64)) < geometry.FARTHEST).all():
-            box = geometry.crop_box(np.asarray(box, np.float64), model.crop_hw)
+        elif box is not None and (np.abs(given := np.asarray(box, np.float64)) < geometry.FARTHEST).all():
+            box = geometry.crop_box(given, model.crop_hw)
         else:
             return None
         place = geometry.crop_geometry(box, model.crop_hw, frame=model.frame)

@@ -78,6 +78,8 @@ class FileJob:
     ):
         self.source, self.out, self.rows_per_part = source, out, rows_per_part
         self.images = None if images is None else Images(images, source.names, first_frame=first_frame)
+        self.content = ""
+        """the digest of the files, from `start` on"""
         self.writer = PoseWriter(source, out, to=to, images=self.images)
         if not outputs_of(out)["parts"].exists():  # else the job may be resumed
             check_output(out, single=self.writer.single)
@@ -125,8 +127,9 @@ class FileJob:
         """
         source, writer = self.source, self.writer
         to = None if writer.format is None else writer.format.name
+        self.content = source.digest()
         fixed = {**settings, "files": [file.name for file in source.files], "to": to}
-        fixed |= {"joints": source.skeleton.to_dict(), "columns": source.files[0].columns, "content": source.digest()}
+        fixed |= {"joints": source.skeleton.to_dict(), "columns": source.files[0].columns, "content": self.content}
         digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode())
         rows = count = 0
         with Progress("check", None, unit="poses") as progress:

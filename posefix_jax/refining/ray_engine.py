@@ -14,13 +14,12 @@ import numpy as np
 
 from posefix_jax.data.image_sources import Stored, file_system_of
 from posefix_jax.data.images import UnreadableImage, decode_image
-from posefix_jax.data.limits import BYTES
 from posefix_jax.data.pose_writer import Part
 from posefix_jax.files import MARK
 from posefix_jax.refining.engine import Group, Refined
 from posefix_jax.refining.refine_files import JobStart, RefineJob, job_of, loaded
 from posefix_jax.refining.refine_options import RefineOptions
-from posefix_jax.refining.refiner import Refiner, _as_boxes, _pixels
+from posefix_jax.refining.refiner import Refiner, as_boxes, as_pixels
 from posefix_jax.refining.resumable_output import Parts, outputs_of
 from posefix_jax.report.progress import Progress
 from posefix_jax.types import PosefixError, set_quiet, short, tell
@@ -360,7 +359,7 @@ def _numbers(value: object, column: str) -> np.ndarray:
 
 def _as_box(value: object) -> tuple | None:
     """A box; None where there is none or it has no area. Raises PosefixError."""
-    return None if value is None else _as_boxes(_numbers(value, "box"), 1)[0]
+    return None if value is None else as_boxes(_numbers(value, "box"), 1)[0]
 
 
 def _photograph(value: object) -> np.ndarray:
@@ -369,11 +368,9 @@ def _photograph(value: object) -> np.ndarray:
         if isinstance(value, bytes):
             return decode_image(value)
         if isinstance(value, str):
-            stored = Stored(*file_system_of(value))
-            with BYTES.of(stored.size()):
-                return decode_image(stored.read())
+            return decode_image(Stored(*file_system_of(value)).read())
         if value is None or not np.size(value):  # type: ignore[arg-type]
             raise UnreadableImage("no photograph")
-        return _pixels(value)
+        return as_pixels(value)
     except (OSError, ValueError, PosefixError) as error:
         raise UnreadableImage(getattr(error, "strerror", None) or str(error)) from error

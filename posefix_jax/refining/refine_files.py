@@ -163,7 +163,7 @@ class RefineJob:
 
     def started(self, store: Parts) -> JobStart:
         """After `start`: what the other processes' `join` takes."""
-        return JobStart(store.job, self.refiner.identity, self.source.digest(), self.job.writer.integer_ids)
+        return JobStart(store.job, self.refiner.identity, self.job.content, self.job.writer.integer_ids)
 
     def join(self, start: JobStart) -> Parts:
         """The parts of a job that another process has started and holds. Raises PosefixError: this one sees other files."""

@@ -206,7 +206,7 @@ class Refiner:
         several = isinstance(image, list | tuple)
         pixels, given, boxes = self._arguments(image, poses, boxes)
         groups = [
-            Group(i, one, boxes=None if box is None else _as_boxes(box, len(one)))
+            Group(i, one, boxes=None if box is None else as_boxes(box, len(one)))
             for i, (one, box) in enumerate(zip(given, boxes, strict=True))
         ]
         (results,) = self.engine.run(
@@ -271,7 +271,7 @@ class Refiner:
             raise PosefixError(
                 f"{len(images)} photographs need as many arrays of poses (and of boxes), found {len(poses)} and {len(boxes)}"
             )
-        return [_pixels(one) for one in images], [self._as_poses(one) for one in poses], boxes
+        return [as_pixels(one) for one in images], [self._as_poses(one) for one in poses], boxes
 
     def stream(
         self,
@@ -331,7 +331,7 @@ class Refiner:
         return array if array.shape[2] == 3 else np.concatenate([array, np.ones((*array.shape[:2], 1))], axis=2)
 
 
-def _pixels(image: object) -> np.ndarray:
+def as_pixels(image: object) -> np.ndarray:
     """[H, W, 3] uint8 RGB of an array or file. Raises PosefixError."""
     if isinstance(image, str | Path):
         try:
@@ -345,7 +345,7 @@ def _pixels(image: object) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-def _as_boxes(boxes: ArrayLike, count: int) -> list[tuple | None]:
+def as_boxes(boxes: ArrayLike, count: int) -> list[tuple | None]:
     """A box per pose; None where it has no area. Raises PosefixError."""
     array = np.asarray(boxes, np.float64).reshape(-1, 4) if np.size(boxes) % 4 == 0 else None
     if array is None or len(array) != count:

@@ -84,7 +84,7 @@ def damage_of(step: Path, items: Sequence[str]) -> str | None:
         except PosefixError as error:
             return str(error)
         except (ValueError, OSError) as error:
-            return f"{item}: {str(error).splitlines()[0]:.160}"
+            return f"{item}: {_first_line(error):.160}"
     return None
 
 
@@ -101,6 +101,11 @@ def _broken_seal(step: Path, items: Sequence[str]) -> str | None:
     except (PosefixError, OSError, TypeError, ValueError, AttributeError) as error:
         return str(getattr(error, "strerror", None) or error)
     return None
+
+
+def _first_line(error: Exception) -> str:
+    """Of what Orbax or TensorStore says, in many lines or in none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def newest_whole(folder: Path, items: Sequence[str]) -> tuple[Path | None, dict[Path, str]]:
@@ -192,7 +197,7 @@ class Checkpointer:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             raise PosefixError(
-                f"{self._manager.directory}: a checkpoint could not be written ({str(error).splitlines()[0]:.200}); the "
+                f"{self._manager.directory}: a checkpoint could not be written ({_first_line(error):.200}); the "
                 "same command goes on from the last whole one"
             ) from error
 
@@ -224,7 +229,7 @@ class Checkpointer:
         except (ValueError, KeyError) as error:
             raise PosefixError(
                 f"{self._manager.directory}: its checkpoint does not fit this config "
-                f"({str(error).splitlines()[0]}); use another --out"
+                f"({_first_line(error)}); use another --out"
             ) from error
         return TrainState(**restored["state"]), restored["input"]
 
@@ -303,8 +308,9 @@ def load_refiner(path: str | Path | None = None) -> tuple[dict, RefinerSpec]:
         try:
             variables = checkpointer.restore(folder, args=ocp.args.Composite(model=model))["model"]
         except Exception as error:  # whatever Orbax stumbles over in damaged files
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise PosefixError(f"{path}: its weights do not fit its spec, or are damaged ({reason})") from error
+            raise PosefixError(
+                f"{path}: its weights do not fit its spec, or are damaged ({_first_line(error)})"
+            ) from error
     return variables, spec
 
 

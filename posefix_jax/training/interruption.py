@@ -1,7 +1,6 @@
 """How a run is stopped from outside: signals, a time limit, and other runs in the same folder."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import threading
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from posefix_jax.files import locked
 from posefix_jax.training.config import Config
 from posefix_jax.types import PosefixError
 
@@ -87,12 +87,7 @@ def alone_in(out: Path) -> Iterator[None]:
     """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "lock", "a") as lock:
-        free = True
-        if not jax.process_index():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                free = False
+        free = bool(jax.process_index()) or locked(lock)
         if not multihost_utils.broadcast_one_to_all(np.array(free)):
             raise PosefixError(f"{out}: another process is training into it; stop it, or use another --out")
         yield

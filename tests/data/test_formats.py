@@ -11,7 +11,6 @@ import fsspec
 import fuzz
 import numpy as np
 import pytest
-from conftest import identity_network
 from format_samples import (
     HEIGHT,
     RECORDED,
@@ -74,12 +73,6 @@ def sample(request, tmp_path) -> tuple[str, Path, object]:
         data = text.encode()
         (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     return request.param, folder if len(files) > 1 else folder / files[0][0], skeleton
-
-
-@pytest.fixture(scope="module")
-def identity(tiny_spec) -> Refiner:
-    spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, tiny_spec.trained_joints, DecodeConfig("soft-argmax"))
-    return Refiner(identity_network(spec), {}, spec, batch_size=8)
 
 
 def content(path: Path) -> bytes:

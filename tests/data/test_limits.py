@@ -197,3 +197,13 @@ def test_odd_servers_end_in_one_line(odd_server):
     with pytest.raises(OSError):
         Stored(files, path).read()
     assert time.monotonic() - begun < 20
+
+
+def test_whatever_opening_or_reading_raises_is_one_line(tmp_path):
+    with pytest.raises(PosefixError, match="null byte"):
+        with open_binary("a\0b"):
+            pass
+    (tmp_path / "d.json").write_text("[]")
+    with pytest.raises(PosefixError, match="d.json: no number"):
+        with open_binary(str(tmp_path / "d.json")):
+            raise ValueError("no number")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import COMPILED, detections_of, identity_network
+from conftest import COMPILED, change, detections_of, identity_network
 from format_samples import sample_files
 from pycocotools.coco import COCO
 
@@ -24,12 +24,6 @@ from posefix_jax.refining.refiner import Refiner
 from posefix_jax.refining.resumable_output import merge
 from posefix_jax.runtime.checkpoints import save_refiner
 from posefix_jax.types import PosefixError
-
-
-@pytest.fixture(scope="module")
-def identity(tiny_spec) -> Refiner:
-    spec = RefinerSpec(tiny_spec.skeleton, tiny_spec.model, tiny_spec.trained_joints, DecodeConfig("soft-argmax"))
-    return Refiner(identity_network(spec), {}, spec, batch_size=8)
 
 
 def shift_network(spec: RefinerSpec):
@@ -64,10 +58,6 @@ def rows_of(path: Path) -> list[dict]:
 
 def joints_of(row) -> np.ndarray:
     return np.asarray(row["keypoints"], float).reshape(17, 3)
-
-
-def change(job, **fields):
-    return RefineOptions(**{**vars(job), **fields})
 
 
 def test_identity_gives_back_its_input(identity, job, people):

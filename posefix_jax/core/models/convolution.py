@@ -1,4 +1,4 @@
-"""XLA's own convolution, as every formulation has to reproduce it."""
+"""Operations that are written alike on every backend; formulations of convolutions have to reproduce the ones here."""
 
 import jax
 import jax.numpy as jnp
