@@ -6,7 +6,7 @@ characters.
 
 import glob
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from posefix_jax.data.formats.csv import Csv, CsvJoints
 from posefix_jax.data.formats.values import image_id
 from posefix_jax.data.image_sources import open_binary
 from posefix_jax.data.json_stream import JsonStream
+from posefix_jax.data.limits import stamp_of_file
 from posefix_jax.data.recognition import TABLES, recognize
 from posefix_jax.files import inside
 from posefix_jax.types import PosefixError, warn_once
@@ -165,6 +166,7 @@ class PoseFiles:
         model = next((file for file in files if not file.empty), files[0])
         self.skeleton, self.format, self._annotations = model.skeleton, model.format, annotations
         self.files: list[PoseFile] = []
+        self._stamps: list[list | None] = []
         for file in files:
             if file.empty:
                 file = replace(file, skeleton=self.skeleton)
@@ -202,12 +204,17 @@ class PoseFiles:
     def elements(self) -> Iterator[tuple[int, Element]]:
         """The pieces of all files in order, each with the index of its file."""
         for index, file in enumerate(self.files):
-            for element in file.elements():
-                yield index, element
+            try:
+                for element in file.elements():
+                    yield index, element
+            except PosefixError:
+                self.check_unchanged([index])  # what was found may be broken because it is two files
+                raise
 
     def digest(self) -> str:
-        """A digest of the bytes of all files, and of the annotations that name the photographs."""
+        """A digest of the bytes of all files, and of the annotations that name the photographs; see `check_unchanged`."""
         digest = hashlib.sha256()
+        self._stamps = [stamp_of_file(file.path) for file in self.files]
         for path in [file.path for file in self.files] + (
             [] if self._annotations is None else [str(self._annotations)]
         ):
@@ -215,6 +222,13 @@ class PoseFiles:
                 while data := opened.read(1 << 20):
                     digest.update(data)
         return digest.hexdigest()
+
+    def check_unchanged(self, indices: Iterable[int]) -> None:
+        """Raises PosefixError if one of these files is not the one that `digest` read, by its size and time."""
+        for index in indices if self._stamps else ():
+            path = self.files[index].path
+            if stamp_of_file(path) != self._stamps[index]:
+                raise PosefixError(f"{path}: changed while the job ran; run the same command again, which begins anew")
 
 
 def open_pose_file(path: str, *, skeleton: Skeleton | None, preferred: Skeleton, name: str = "") -> PoseFile:

@@ -1,4 +1,4 @@
-"""`posefix demo`: the packaged refiner on real people in the sample photographs of scikit-image."""
+"""`posefix demo`: the packaged refiner on real people in two photographs that come with the package."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 from posefix_jax.core.geometry import PERSON_FILL, joint_extent
 from posefix_jax.core.joint_sets import COCO
 from posefix_jax.core.synthesis import PAPER, synthesize_pose
+from posefix_jax.data.images import read_image
 from posefix_jax.evaluation.evaluate import EvaluateOptions, evaluate
 from posefix_jax.evaluation.oks import keypoint_similarity
 from posefix_jax.files import claim, read_json, write_json
@@ -18,7 +19,9 @@ from posefix_jax.refining.feature_pictures import feature_picture
 from posefix_jax.refining.refine_files import RefineOptions, refine_rows, summary_of
 from posefix_jax.refining.refiner import Refiner
 from posefix_jax.report.pictures import write_picture
-from posefix_jax.types import PosefixError
+
+PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
+"""Sample photographs, as scikit-image ships them: astronaut (NASA, public domain), camera (Lav Varshney, CC0)."""
 
 # Annotated by hand for this demo: image x, y of joints that are visible or can be told from the clothes.
 _PEOPLE = {
@@ -64,20 +67,15 @@ def demo(options: DemoOptions) -> str:
     """Runs the main job on real input: files in, files out. Returns what to print.
 
     Raises:
-      PosefixError: scikit-image is not installed.
+      PosefixError: there is no such checkpoint, or something else lies where the output goes.
     """
-    try:
-        import skimage.data
-    except ImportError as error:
-        raise PosefixError("the demo's photographs come with scikit-image; pip install 'posefix-jax[demo]'") from error
     claim(options.out, "posefix demo")
     images: list[dict] = []
     annotations: list[dict] = []
     rows: list[dict] = []
     pictures: dict[str, tuple] = {}
     for name, joints in _PEOPLE.items():
-        photograph = np.asarray(getattr(skimage.data, name)())
-        rgb = photograph if photograph.ndim == 3 else np.repeat(photograph[..., None], 3, axis=2)
+        rgb = read_image(PHOTOGRAPHS / f"{name}.png")
         true_xy = np.array([joints.get(joint, (0, 0)) for joint in COCO.joints], np.float32)
         labelled = np.array([joint in joints for joint in COCO.joints])
         extent = joint_extent(true_xy, labelled)
@@ -118,7 +116,7 @@ def demo(options: DemoOptions) -> str:
     report = refine_rows(refiner, job)
     scores = evaluate(EvaluateOptions(results=results, annotations=truth, against=detections))
     lines = [
-        f"{options.draws} poses with synthetic errors for each of {len(_PEOPLE)} people in scikit-image's sample photographs "
+        f"{options.draws} poses with synthetic errors for each of {len(_PEOPLE)} people in photographs "
         "(annotated by hand, errors drawn by the paper's method):",
         summary_of(report, results),
         "",

@@ -184,8 +184,9 @@ class FileJob:
         """Writes a part whose rows are done; `has` was asked before.
 
         Raises:
-          PosefixError: it cannot be written.
+          PosefixError: it cannot be written, or a file that its rows are from was replaced since `start`.
         """
+        self.source.check_unchanged({index for index, _ in part.elements})
         moved = sum(int((joints != part.poses[row].joints).any(axis=1).sum()) for row, joints in part.joints.items())
         segments = self.writer.segments(part)
 

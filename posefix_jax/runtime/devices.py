@@ -32,15 +32,17 @@ class ProcessConfig:
     """index of this process, from 0; -1: ask the cluster"""
     timeout: int = 300
     """seconds to wait for the other processes at the start"""
+    lost_after: int = 60
+    """seconds without a sign of life after which a process counts as lost, and the others end"""
 
     def __post_init__(self):
         host, colon, port = self.coordinator.rpartition(":")
         if self.coordinator not in ("", "auto") and not (host and colon and port.isdecimal()):
             raise PosefixError(f"processes.coordinator must be HOST:PORT or auto, found {self.coordinator!r}")
-        if self.count < 0 or self.timeout < 1 or not -1 <= self.index < max(self.count, 1):
+        if self.count < 0 or min(self.timeout, self.lost_after) < 1 or not -1 <= self.index < max(self.count, 1):
             raise PosefixError(
-                "processes.count must not be negative, index must be below it and timeout positive, found "
-                f"{self.count}, {self.index}, {self.timeout}"
+                "processes.count must not be negative, index must be below it, timeout and lost_after positive, found "
+                f"{self.count}, {self.index}, {self.timeout}, {self.lost_after}"
             )
         if self.coordinator not in ("", "auto") and (self.count < 1 or self.index < 0):
             raise PosefixError(
@@ -53,6 +55,9 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
 
     If the others do not come in time, the process prints which are missing and exits with 2 (jax's own time-out would
     abort it). If the cluster assigns the indices, it prints which have come instead.
+
+    If one is lost later, jax aborts the others, at the latest when it has not been heard of for `lost_after` seconds. The
+    last checkpoint is whole; the same command goes on from it.
 
     Args:
       config: of this process.
@@ -92,8 +97,12 @@ def join_processes(config: ProcessConfig, folder: Path) -> None:
     watchdog.daemon = True
     watchdog.start()
     try:
-        # The watchdog's limit comes first.
-        jax.distributed.initialize(initialization_timeout=config.timeout + 60, shutdown_timeout_seconds=60, **given)
+        jax.distributed.initialize(
+            initialization_timeout=config.timeout + 60,  # the watchdog's limit comes first
+            heartbeat_timeout_seconds=config.lost_after,
+            shutdown_timeout_seconds=60,
+            **given,
+        )
     except (ValueError, RuntimeError) as error:
         raise PosefixError(f"processes.coordinator {config.coordinator}: {error}") from error
     finally:

@@ -31,7 +31,7 @@ from posefix_jax.types import PosefixError, tell
 _MAY_CHANGE = {
     "out", "save_every", "validate_every", "log_every", "keep", "stop_after", "skip_nonfinite", "profile",
     "data.threads", "data.workers", "data.cache", "data.validation",
-    "processes.coordinator", "processes.count", "processes.index", "processes.timeout",
+    "processes.coordinator", "processes.count", "processes.index", "processes.timeout", "processes.lost_after",
 }  # fmt: skip
 """Fields of a config that do not change the outcome of a run: a resumed run may set them anew."""
 

@@ -133,6 +133,22 @@ def test_a_job_that_changes_nothing_writes_its_input(tmp_path):
     assert (tmp_path / "r.json").read_bytes() == (tmp_path / "d.json").read_bytes()
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_replaced_while_the_job_runs_is_noticed(tmp_path, in_place):
+    """Before a part that may mix both is written; the same command then begins anew."""
+    job = job_of(tmp_path, rows(1, 2), rows_per_part=1)
+    store, _ = job.start(settings={})
+    parts = job.parts()
+    job.finish(next(parts), store)
+    if not in_place:
+        (tmp_path / "d.json").unlink()
+    again = job_of(tmp_path, rows(3, 4, 5), rows_per_part=1)
+    with pytest.raises(PosefixError, match="d.json: changed while the job ran; run the same command again"):
+        job.finish(next(parts), store)
+    assert not list(tmp_path.glob("r.json.parts/0000001-*"))
+    assert again.start(settings={})[0].job != store.job
+
+
 def test_no_rows_is_an_error(tmp_path):
     with pytest.raises(PosefixError, match="d.json: no poses to work on"):
         job_of(tmp_path, [], rows_per_part=1).start(settings={})

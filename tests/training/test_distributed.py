@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,6 +144,29 @@ def test_resumes_on_other_devices(preset, prepared, undisturbed):
     assert "resumes from step 13 of 20" in said
     assert said.count("validation at step 20, detected poses of ") == 1
     assert difference(variables_at(out, STEPS), variables_at(undisturbed, STEPS)) < ROUNDING
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_several_is_killed(preset, victim):
+    """The other ends by itself, and the same command goes on from the last checkpoint."""
+    out = preset.with_name(f"lost-{victim}")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    each = ("--save-every", "2", "--epochs", "100000", "--processes.coordinator", address, "--processes.count", "2")
+    each += ("--processes.lost-after", "5")
+    both = [start(preset, out, arguments=(*each, "--processes.index", str(index))) for index in range(2)]
+    while not any(path.name.isdigit() for path in out.glob("checkpoints/*")):  # else it is being written
+        assert both[0].poll() is None
+        time.sleep(0.05)
+    both[victim].kill()
+    both[victim].communicate()
+    said = finish(both[1 - victim], code=-signal.SIGABRT)
+    assert "JAX distributed service detected fatal errors" in said
+    said = finish(
+        start(preset, out, arguments=("--save-every", "2", "--epochs", "100000", "--stop-after", "0.01")), 130
+    )
+    assert "resumes from step" in said
 
 
 def test_all_processes_stop_at_the_same_step_when_one_is_asked_to(preset):
