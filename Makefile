@@ -4,11 +4,12 @@
 #   make test-fast  run the tests that compile no network and start no process
 #   make wheel      build the wheel, install it alone, and run the demo from it
 #   make check      lint, check the format and the types
+#   make lock       write constraints.txt: the versions that are installed, with which the tests have passed
 #   make docs       build the documentation site into site/
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast wheel check docs clean
+.PHONY: demo test test-fast wheel check lock docs clean
 
 # .venv/NAME.ready: the package is installed with its extra NAME.
 .venv/%.ready: pyproject.toml | .venv/bin/pip
@@ -48,6 +49,9 @@ check: .venv/check.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lock: .venv/test.ready
+	$(BIN)/python -m pip freeze --quiet --exclude-editable > constraints.txt
 
 docs: .venv/docs.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
