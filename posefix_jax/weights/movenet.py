@@ -4,6 +4,8 @@ The reader is written out here because TensorFlow.js's own converter installs al
 """
 
 import json
+import math
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +43,7 @@ def read_graph_model(path: Path) -> Arrays:
             data, at = b"".join(file.read_bytes() for file in files), 0
             for weight in group["weights"]:
                 dtype = np.dtype(weight.get("quantization", weight)["dtype"])
-                array = np.frombuffer(data, dtype, int(np.prod(weight["shape"], dtype=int)), at)
+                array = np.frombuffer(data, dtype, math.prod(map(operator.index, weight["shape"])), at)
                 at += array.nbytes
                 name = weight["name"]
                 for prefix in _PREFIXES:

@@ -318,6 +318,11 @@ def test_a_movenet_starts_as_the_estimator_it_was(tmp_path):
     (tmp_path / "b.bin").write_bytes(b"")
     with pytest.raises(PosefixError, match="model.json: not a TensorFlow.js graph model"):
         import_movenet(tmp_path / "model.json", tmp_path / "ours.npz")
+    model = json.loads((tmp_path / "model.json").read_text())
+    model["weightsManifest"][0]["weights"][0]["shape"] = [float("inf")]
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    with pytest.raises(PosefixError, match="not a TensorFlow.js graph model .TypeError"):
+        import_movenet(tmp_path / "model.json", tmp_path / "ours.npz")
 
 
 def test_backbones_that_do_not_fit_are_refused(tmp_path, capsys):
