@@ -227,6 +227,13 @@ def test_pckh_by_hand(score):
     assert figures["Mean"] == pytest.approx(1300 / 28) and figures["Ankle"] == 25
 
 
+def test_people_in_photographs_that_are_not_listed_do_not_count(score, capsys):
+    """As in pycocotools, but with a line. PCKh ended in a KeyError."""
+    truth = [person(1, pose(MPII)), person(5, pose(MPII))]
+    assert set(score(MPII, [1], truth, [row(1, pose(MPII), 1.0)]).values()) == {100.0}
+    assert "1 of 2 people are in photographs that its `images` do not list" in capsys.readouterr().err
+
+
 def test_pckh_mean_is_weighted_by_labelled_joints(score):
     """Ten people with 14 joints each, all right, and one with a wrist alone, wrong: 140 of 141 joints; of the 11 left
     wrists 10, so Wrist is (1000 / 11 + 100) / 2. Joints nobody labelled are left out."""
