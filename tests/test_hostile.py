@@ -71,6 +71,7 @@ def setting(*places_and_value):
         (setting("annotations", 2, "bbox", [1, 2, HUGE, 4]), "annotation 2: bbox: each part must be a finite number"),
         (setting("annotations", 2, "bbox", [1, 2, 1e308, 4]), "annotation 2: bbox: each part must be a finite number"),
         (setting("annotations", 2, "bbox", "1234"), "annotation 2: bbox must be 4 numbers"),
+        (setting("annotations", 2, "area", -5.0), "annotation 2: the area is -5, expected 0 or more"),
         (setting("annotations", 2, "area", HUGE), "annotation 2: area must be a finite number"),
         (setting("annotations", 2, "keypoints", 0, 1e308), "annotation 2: a keypoint value is not"),
         (setting("annotations", 2, "keypoints", 0, FARTHEST), "annotation 2: a keypoint value is not"),

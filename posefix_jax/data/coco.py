@@ -245,6 +245,8 @@ def _person(entry: dict, row: int, skeleton: Skeleton, where: str) -> Person:
     area = PERSON_FILL * width * height
     if entry.get("area") is not None:
         area = _number(entry["area"], f"{where}: area", FARTHEST**2)
+    if area < 0:  # every pose would be similar to it
+        raise PosefixError(f"{where}: the area is {area:g}, expected 0 or more; without `area` it is that of `bbox`")
     count = entry.get("num_keypoints")
     return Person(
         _id(entry, where, "id", row),
