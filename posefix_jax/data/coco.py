@@ -12,7 +12,7 @@ from posefix_jax.core.joint_sets import COCO, WHOLEBODY, WHOLEBODY_KEYS, skeleto
 from posefix_jax.core.skeleton import Skeleton, comparable_names
 from posefix_jax.data.formats.values import triples
 from posefix_jax.files import read_json
-from posefix_jax.types import PosefixError, is_integer, is_name, is_number, listed, short
+from posefix_jax.types import PosefixError, is_integer, is_name, is_number, listed, short, warn_once
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,8 @@ def read_annotations(path: Path, skeleton: Skeleton | None = None) -> Annotation
 def read_annotation_files(path: Path, skeleton: Skeleton | None = None) -> Annotations:
     """Reads a COCO keypoint annotation file, or all `.json` files of a folder as one (PoseTrack has one per video).
 
+    People in photographs that `images` do not list are left out, with a warning; pycocotools leaves them out, too.
+
     Raises:
       PosefixError: as `read_annotations`; or the files have different joints, or a photograph twice.
     """
@@ -178,7 +180,12 @@ def read_annotation_files(path: Path, skeleton: Skeleton | None = None) -> Annot
         categories |= dict.fromkeys(part.categories)
         skipped = {reason: count + part.skipped[reason] for reason, count in skipped.items()}
     _of_one_kind(images, path)
-    return Annotations(path, images, tuple(everybody), first.skeleton, skipped, tuple(categories))
+    listed_people = tuple(person for person in everybody if person.image_id in images)
+    if others := len(everybody) - len(listed_people):
+        warn_once(
+            f"{path}: {others} of {len(everybody)} people are in photographs that its `images` do not list: they do not count"
+        )
+    return Annotations(path, images, listed_people, first.skeleton, skipped, tuple(categories))
 
 
 _MISSING = object()

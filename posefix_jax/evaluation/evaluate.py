@@ -18,7 +18,7 @@ from posefix_jax.evaluation.posetrack import posetrack_scores
 from posefix_jax.evaluation.scores import Scores, Truth, bootstrap_difference
 from posefix_jax.evaluation.wholebody import whole_body_scores
 from posefix_jax.files import check_apart, write_json
-from posefix_jax.types import PosefixError, warn_once
+from posefix_jax.types import PosefixError
 
 METRICS: dict[str, Callable[[Truth, Sequence[Pose]], Scores]] = {
     "oks": oks_scores,
@@ -85,13 +85,7 @@ def evaluate(options: EvaluateOptions) -> dict:
     annotations = read_annotation_files(
         options.annotations, load_skeleton(options.skeleton) if options.skeleton else None
     )
-    people = [person for person in annotations.everybody if person.image_id in annotations.images]
-    if others := len(annotations.everybody) - len(people):
-        warn_once(
-            f"{options.annotations}: {others} of {len(annotations.everybody)} people are in photographs that its `images` do "
-            "not list: they do not count"
-        )
-    truth = Truth(annotations.images, people, annotations.skeleton, annotations.categories)
+    truth = Truth(annotations.images, annotations.everybody, annotations.skeleton, annotations.categories)
     metric = options.metric
     if metric == "auto":
         metric = _OF_SKELETON.get(truth.skeleton.name, "oks")

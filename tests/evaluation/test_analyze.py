@@ -190,6 +190,24 @@ def test_one_file_without_photographs(files, capsys):
     assert "img" not in page.count
 
 
+def test_people_in_photographs_that_are_not_listed_are_not_missed(files, capsys):
+    """As in `evaluate`: they count neither in AP nor among the people without a pose."""
+    reports = {}
+    for name, keep in (("unlisted", True), ("without", False)):
+        content = json.loads(files["truth"].read_text())
+        gone = content["images"].pop()["id"]
+        if not keep:
+            content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+        truth, rows = files["d"].with_name(f"{name}.json"), files["d"].with_name(f"{name}-d.json")
+        truth.write_text(json.dumps(content))
+        rows.write_text(json.dumps([row for row in json.loads(files["d"].read_text()) if row["image_id"] != gone]))
+        code, out = analyze({**files, "truth": truth, "some": rows}, results="some", out=f"{name}-report")
+        assert code == 0
+        assert ("photographs that its `images` do not list" in capsys.readouterr().err) == keep
+        reports[name] = json.loads((out / "analysis.json").read_text())["after"]
+    assert reports["unlisted"] == reports["without"]
+
+
 def test_the_commands_help(capsys):
     for arguments in (["analyze", "--help"], ["analyze", "fit", "--help"]):
         with pytest.raises(SystemExit) as stopped:
