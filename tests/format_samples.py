@@ -20,6 +20,7 @@ from posefix_jax.core.joint_sets import (
     WHOLEBODY,
     WHOLEBODY_KEYS,
 )
+from posefix_jax.data.pose_files import open_pose_file
 
 WIDTH, HEIGHT = 320, 240
 
@@ -34,6 +35,15 @@ def bodies(skeleton, count: int = 3, seed: int = 0) -> np.ndarray:
 
 def files_of(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def read(path: Path) -> list:
+    """All people, as (image, joints, track)."""
+    people = []
+    for file in files_of(path):
+        for element in open_pose_file(str(file), skeleton=None, preferred=COCO).elements():
+            people += [(p.image, p.joints, p.track) for p in element.poses]
+    return people
 
 
 def write_rows(path: Path, rows: list, **more) -> str:

@@ -153,8 +153,8 @@ def test_one_of_several_is_killed(preset, victim):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    each = ("--save-every", "2", "--epochs", "100000", "--processes.coordinator", address, "--processes.count", "2")
-    each += ("--processes.lost-after", "5")
+    long = ("--save-every", "2", "--epochs", "100000")
+    each = (*long, "--processes.coordinator", address, "--processes.count", "2", "--processes.lost-after", "5")
     both = [start(preset, out, arguments=(*each, "--processes.index", str(index))) for index in range(2)]
     while not any(path.name.isdigit() for path in out.glob("checkpoints/*")):  # else it is being written
         assert both[0].poll() is None
@@ -163,9 +163,7 @@ def test_one_of_several_is_killed(preset, victim):
     both[victim].communicate()
     said = finish(both[1 - victim], code=-signal.SIGABRT)
     assert "JAX distributed service detected fatal errors" in said
-    said = finish(
-        start(preset, out, arguments=("--save-every", "2", "--epochs", "100000", "--stop-after", "0.01")), 130
-    )
+    said = finish(start(preset, out, arguments=(*long, "--stop-after", "0.01")), code=130)
     assert "resumes from step" in said
 
 
